@@ -1,0 +1,136 @@
+"""The configuration: one tree of defaults that every config file starts from, and its reading and writing.
+
+A config file defines `get_config(arg=None)`, starts from `defaults()`, and changes what its recipe changes. Commands
+lock the tree, so a typo in a file or on the command line is refused with the nearest valid name.
+"""
+
+import json
+from pathlib import Path
+
+import ml_collections
+
+from avs_jax.errors import InputError, nearest
+
+
+def defaults() -> ml_collections.ConfigDict:
+    """Every field a run may set, with a value that works. Sections `method` and `data` are keyword options of
+    `avs_jax.create` and `avs_jax.create_source`; a recipe adds the options it needs to them."""
+    c = ml_collections.ConfigDict()
+    c.seed = 0
+    c.steps = 1000  # optimiser steps; a recipe in epochs sets epochs > 0 and leaves steps at 0
+    c.epochs = 0.0
+    c.batch_size = 4  # clips over all devices and processes
+    c.precision = "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
+
+    c.method = ml_collections.ConfigDict({"name": "tpavi"})
+
+    c.data = ml_collections.ConfigDict({"source": "synthetic"})  # options shared by all splits
+    c.data.train = ml_collections.ConfigDict({"split": "train"})  # options of one split override the shared ones
+    c.data.eval = ml_collections.ConfigDict({"split": "val"})
+    c.data.test = ml_collections.ConfigDict({"split": "test"})
+
+    c.augment = ml_collections.ConfigDict()
+    c.augment.hflip = 0.0  # probability, the whole clip together
+    c.augment.scale = (1.0, 1.0)  # random resize range, then a crop or pad (ignore) back to the source's size
+    c.augment.color = 0.0  # strength of brightness, contrast and saturation jitter, the whole clip together
+
+    c.loader = ml_collections.ConfigDict()
+    c.loader.workers = 0  # processes; 0 loads in threads of this one
+    c.loader.threads = 2  # per process
+    c.loader.prefetch = 4  # batches held ready per process
+    c.loader.cache = False  # keep decoded clips in memory (small data sets)
+    c.loader.skip_bad = False  # leave out clips that fail the check, with a report, in place of stopping
+
+    c.optimizer = ml_collections.ConfigDict()
+    c.optimizer.name = "adam"  # adam | adamw | sgd
+    c.optimizer.lr = 1e-4
+    c.optimizer.b1, c.optimizer.b2, c.optimizer.eps = 0.9, 0.999, 1e-8
+    c.optimizer.momentum = 0.9  # sgd
+    c.optimizer.weight_decay = 0.0
+    c.optimizer.clip_norm = 0.0  # global gradient norm; 0 = no clipping
+    c.optimizer.schedule = "constant"  # constant | cosine | poly
+    c.optimizer.poly_power = 0.9
+    c.optimizer.warmup_steps = 0
+    c.optimizer.final_scale = 0.0  # the schedule ends at lr * final_scale
+    c.optimizer.groups = ml_collections.ConfigDict()  # learning-rate multiplier per parameter group; 0 freezes it
+    c.optimizer.ema = 0.0  # decay of an exponential moving average of the parameters used for evaluation; 0 = off
+
+    c.tagging = ml_collections.ConfigDict()  # teach the audio encoder to name sounds first, then freeze it (from scratch only)
+    c.tagging.steps = 0  # 0 = off
+    c.tagging.batch_size = 64  # seconds of sound
+    c.tagging.lr = 2e-3
+
+    c.eval = ml_collections.ConfigDict()
+    c.eval.every_steps = 0  # 0 = only at the end
+    c.eval.batch_size = 4
+    c.eval.max_clips = 0  # 0 = all
+    c.eval.best = "miou"  # the figure by which the best checkpoint is kept
+
+    c.checkpoint = ml_collections.ConfigDict()
+    c.checkpoint.every_steps = 500
+    c.checkpoint.keep = 2  # latest ones, beside the best
+
+    c.log = ml_collections.ConfigDict()
+    c.log.every_steps = 50
+    c.log.tensorboard = True
+    return c
+
+
+def parse_arg(arg: str | None, **fields):
+    """Parses the text after the colon of `--config=file.py:setting=ms3,backbone=resnet50`.
+
+    Args:
+      arg: comma-separated name=value pairs, or None.
+      fields: the valid names with their default values, whose types the values take.
+    Returns:
+      A ConfigDict of `fields`, overridden.
+    Raises:
+      InputError: an unknown name (the nearest valid one is named) or a value of the wrong type.
+    """
+    values = ml_collections.ConfigDict(fields)
+    for part in filter(None, (arg or "").split(",")):
+        name, sep, text = part.partition("=")
+        if name not in fields:
+            raise InputError(f"config argument '{name}'", expected="one of the recipe's arguments", found=repr(name),
+                             hint=nearest(name, fields))
+        kind = type(fields[name])
+        try:
+            if kind is bool:
+                value = {"": True, "true": True, "1": True, "false": False, "0": False}[text.lower()]
+            else:
+                value = kind(text)
+        except (ValueError, KeyError):
+            raise InputError(f"config argument '{name}'", expected=kind.__name__, found=repr(text)) from None
+        if not sep and kind is not bool:
+            raise InputError(f"config argument '{name}'", expected=f"{name}=<{kind.__name__}>", found=repr(part))
+        values[name] = value
+    return values
+
+
+def split_options(config, split: str) -> dict:
+    """Keyword options of `create_source` for split "train", "eval" or "test" (without `source`, the name)."""
+    data = config.data.to_dict()
+    parts = {k: data.pop(k) for k in ("train", "eval", "test")}
+    data.pop("source")
+    return {**data, **parts[split]}
+
+
+def save(config, path: str | Path) -> None:
+    """Writes the resolved config as plain JSON."""
+    Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+
+
+def load(path: str | Path) -> ml_collections.ConfigDict:
+    """Reads what `save` wrote.
+
+    Raises:
+      InputError: the file is missing or not JSON.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, expected="the resolved config of a run", found="no such file",
+                         hint="Is --workdir the folder that training wrote to?")
+    try:
+        return ml_collections.ConfigDict(json.loads(path.read_text()))
+    except ValueError as e:
+        raise InputError(path, expected="JSON", found=f"{e}") from None

@@ -1,0 +1,64 @@
+"""The record: one clip as every source yields it and every method receives it."""
+
+from typing import Any
+
+import numpy as np
+
+from avs_jax.errors import InputError
+
+Clip = dict[str, Any]
+"""One clip before batching (T frames of H x W pixels; T = 5 for AVSBench):
+
+| field             | shape, dtype                         | meaning                                                   |
+|-------------------|--------------------------------------|-----------------------------------------------------------|
+| `frames`          | (T, H, W, 3) uint8                   | RGB, normalised on the device; float32: already normalised |
+| `audio`           | the front end's own, float32         | (T, 96, 64) log-mel for VGGish                            |
+| `audio_embedding` | (T, 128) float32                     | in place of `audio`: a frozen encoder's cached output     |
+| `labels`          | (T, H, W) uint8                      | class of the sounding object; 0 background, 255 ignore    |
+| `labelled`        | (T,) bool                            | frames whose labels may be trained on                     |
+| `id`              | str                                  | names the clip in errors, reports and tables              |
+
+A batch stacks these with a leading B, leaves `id` on the host, and adds `index` (B,) int32, the clip's position in its
+source, and `valid` (B,) bool, False on the copies that pad a last batch.
+"""
+
+IGNORE = 255  # label of a pixel that is neither trained on nor scored
+
+
+def validate(clip: Clip, *, num_classes: int = 2, where: str = "") -> Clip:
+    """Checks one clip against the record and returns it unchanged.
+
+    Args:
+      clip: the record.
+      num_classes: labels must be below this, or 255 (ignore). 2 for the binary settings.
+      where: what to call the clip in an error; its `id` when empty.
+    Raises:
+      InputError: naming the clip and the field, what was expected and what was found.
+    """
+    name = where or f"clip '{clip.get('id', '?')}'"
+
+    def fail(field, expected, found):
+        raise InputError(f"{name}, field '{field}'", expected=expected, found=found)
+
+    for field in ("frames", "labels", "labelled", "id"):
+        if field not in clip:
+            fail(field, "to be present", "fields " + ", ".join(sorted(clip)))
+    if ("audio" in clip) == ("audio_embedding" in clip):
+        fail("audio", "exactly one of 'audio' and 'audio_embedding'", "both" if "audio" in clip else "neither")
+    frames, labels, labelled = clip["frames"], clip["labels"], clip["labelled"]
+    if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype not in (np.uint8, np.float32):
+        fail("frames", "(T, H, W, 3) uint8 or float32", f"{frames.shape} {frames.dtype}")
+    if labels.shape != frames.shape[:3] or labels.dtype != np.uint8:
+        fail("labels", f"{frames.shape[:3]} uint8", f"{labels.shape} {labels.dtype}")
+    if labelled.shape != frames.shape[:1] or labelled.dtype != np.bool_:
+        fail("labelled", f"{frames.shape[:1]} bool", f"{labelled.shape} {labelled.dtype}")
+    field = "audio" if "audio" in clip else "audio_embedding"
+    audio = clip[field]
+    if audio.dtype != np.float32:
+        fail(field, "float32", str(audio.dtype))
+    if not np.isfinite(audio).all():
+        fail(field, "finite numbers", f"{int((~np.isfinite(audio)).sum())} NaN or infinite values")
+    bad = labels[(labels >= num_classes) & (labels != IGNORE)]
+    if bad.size:
+        fail("labels", f"values below {num_classes}, or {IGNORE} for ignore", f"value {int(bad[0])}")
+    return clip

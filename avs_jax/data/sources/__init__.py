@@ -1,0 +1,53 @@
+"""Random-access sources of clips, by name."""
+
+import importlib
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from avs_jax.data.clip import Clip
+from avs_jax.errors import InputError, nearest
+
+SOURCES = {"synthetic": "synthetic.SyntheticSource", "avsbench": "avsbench.AVSBenchSource"}
+
+
+class Source(Protocol):
+    """What the pipeline, the evaluator and the commands know of a data set.
+
+    A source is immutable, picklable and cheap to construct; `__getitem__` is a pure function of the index, so that
+    data workers, shuffles and resumed runs all see the same clips.
+    """
+
+    ids: Sequence[str]  # one per clip, unique
+    num_frames: int  # T
+    image_size: tuple[int, int]  # (H, W) of every frame it yields
+    class_names: tuple[str, ...]  # class_names[0] is 'background'; binary settings: ('background', 'sounding')
+    front_end: Any  # see avs_jax.data.audio: waveform -> the record's `audio`
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Clip:
+        """Clip `index` in 0..len-1 as the record of `avs_jax.data.clip` describes."""
+
+    def audio(self, index: int):
+        """Only the `audio` field of clip `index`: what another clip hears when sounds are swapped."""
+
+    def fingerprint(self) -> dict:
+        """JSON-able identity (name, options, length): a run refuses to resume on other data."""
+
+
+def create_source(name: str, **options) -> Source:
+    """The source called `name` with its own keyword options (the config's `data` section).
+
+    Raises:
+      InputError: an unknown source or option, naming the nearest valid one.
+    """
+    if name not in SOURCES:
+        raise InputError("data.source", expected="the name of a data set", found=repr(name), hint=nearest(name, SOURCES))
+    module, cls = SOURCES[name].split(".")
+    cls = getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)
+    valid = [p for p in __import__("inspect").signature(cls).parameters]
+    for option in options:
+        if option not in valid:
+            raise InputError(f"data.{option}", expected=f"an option of the '{name}' source", found=repr(option),
+                             hint=nearest(option, valid))
+    return cls(**options)

@@ -1,0 +1,73 @@
+"""What training, evaluation and prediction know of a paper: a `Method`, made by name."""
+
+import dataclasses
+import importlib
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+from avs_jax.errors import InputError, nearest
+
+METHODS = {"tpavi": "avs_jax.methods.tpavi"}
+
+
+class Prediction(NamedTuple):
+    """What a method says of a batch of B clips, T frames, H x W pixels.
+
+    logits: (B, T, H, W, K) float32 as the network makes them (None where a method has none).
+    scores: (B, T, H, W, K) float32 in [0, 1]; K = 1 for the binary settings: probability of sounding.
+    labels: (B, T, H, W) int32: scores > 0.5 for the binary settings, else the most probable class.
+    """
+
+    logits: jax.Array | None
+    scores: jax.Array
+    labels: jax.Array
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A published system as pure functions.
+
+    Attributes:
+      name: e.g. "tpavi".
+      options: the fully resolved keyword options it was created with (JSON-able).
+      num_classes: K of `Prediction.scores`.
+      front_end: name of the audio front end it hears through (see `avs_jax.data.audio`).
+      init: (rng, batch) -> variables {"params": ..., "batch_stats": ...}.
+      loss: (params, model_state, batch, rng, step) -> (scalar, (new model_state, {name: scalar metric})).
+        `model_state` is variables without "params".
+      predict: (variables, batch) -> Prediction. Pure; callers jit it.
+      param_groups: params -> a tree like params of labels: a learning-rate group's name, or "frozen".
+      torch_keys: the table public state-dict key <-> parameter (see `avs_jax.weights`).
+      attention: (variables, batch) -> {name: maps}, or None: what the method looks at, for pictures.
+    """
+
+    name: str
+    options: Mapping[str, Any]
+    num_classes: int
+    front_end: str
+    init: Callable
+    loss: Callable
+    predict: Callable
+    param_groups: Callable
+    torch_keys: Any = None
+    attention: Callable | None = None
+
+
+def create(name: str, **options) -> Method:
+    """The method called `name`; keyword options are the config's `method` section.
+
+    Raises:
+      InputError: an unknown method or option, naming the nearest valid one.
+    """
+    if name not in METHODS:
+        raise InputError("method.name", expected="the name of a method", found=repr(name), hint=nearest(name, METHODS))
+    build = importlib.import_module(METHODS[name]).create
+    valid = list(inspect.signature(build).parameters)
+    for option in options:
+        if option not in valid:
+            raise InputError(f"method.{option}", expected=f"an option of '{name}'", found=repr(option),
+                             hint=nearest(option, valid))
+    return build(**options)
