@@ -1,0 +1,36 @@
+"""The quickstart: TPAVI, small, on the embedded world, in minutes on two CPU cores, from scratch.
+
+    python -m avs_jax.train --config=configs/quickstart.py --workdir=runs/quickstart
+
+Arguments after a colon: `schedule=persist|per_second` (who sounds holds for the clip, or changes every second),
+`fusion=va|none` (none: the video-only control).
+"""
+
+from avs_jax import config
+
+
+def get_config(arg=None):
+    a = config.parse_arg(arg, schedule="persist", fusion="va", seed=0)
+    c = config.defaults()
+    c.seed = a.seed
+    c.steps = 4500
+    c.batch_size = 4
+
+    c.data.update(source="synthetic", setting="multi", schedule=a.schedule, image_size=64)
+    c.data.train.length = 3000
+    c.data.eval.length = c.data.test.length = 200
+    c.loader.cache = True
+
+    # A tenth of the paper's widths; the sounds of `per_second` need fusion within each second (see the README).
+    c.method.update(
+        name="tpavi", setting="ms3", backbone="resnet10", width=16, channels=32, neck_dilations=(1, 2, 3, 6),
+        audio_width=8, audio_hidden=256, fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip",
+        dice=1.0, output_bias=-2.5,
+    )  # fmt: skip
+    c.tagging.steps = 400
+
+    c.augment.hflip = 0.5
+    c.optimizer.update(name="adam", lr=2.5e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
+    c.checkpoint.every_steps = 1500
+    c.log.every_steps = 100
+    return c
