@@ -1,0 +1,227 @@
+"""From sound to what an audio encoder hears: reading files, and front ends (waveform -> spectrogram) by name."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from avs_jax.errors import InputError, nearest
+
+SAMPLE_RATE = 16000  # Hz, what every front end works at
+RESAMPLERS = ("soxr_hq", "kaiser_best")
+
+# VGGish's front end: times in samples at 16 kHz, frequencies in Hz
+WINDOW, HOP, FFT = 400, 160, 512
+MEL_BINS, MEL_LOW, MEL_HIGH = 64, 125.0, 7500.0
+LOG_OFFSET = 0.01
+EXAMPLE = 96  # spectrogram frames in one example: 0.96 s
+EXAMPLE_SAMPLES = WINDOW + (EXAMPLE - 1) * HOP  # 15600, the shortest sound that fills one example
+
+
+class FrontEnd(Protocol):
+    """A waveform becomes the record's `audio`. Implementations are frozen dataclasses: hashable and picklable."""
+
+    name: str
+
+    def __call__(self, waveform: np.ndarray, sample_rate: float, num_frames: int) -> np.ndarray:
+        """The `audio` field, float32, of a clip of `num_frames` video frames whose sound is `waveform`."""
+
+    def shape(self, num_frames: int) -> tuple[int, ...]:
+        """The shape of what `__call__` returns."""
+
+
+@dataclasses.dataclass(frozen=True)
+class VGGishFrontEnd:
+    """`vggish_log_mel`, one example of 0.96 s for each video frame (clips at 1 frame per second).
+
+    Attributes:
+      pad: what stands in for the examples a short sound does not fill: "repeat" (S4, MS3) or "zero" (AVSS).
+      resampler: see `resample`.
+    """
+
+    pad: str = "repeat"
+    resampler: str = "soxr_hq"
+    name: str = dataclasses.field(default="vggish", init=False)
+
+    def __call__(self, waveform, sample_rate, num_frames):
+        return vggish_log_mel(waveform, sample_rate, num_frames, self.pad, self.resampler)
+
+    def shape(self, num_frames):
+        return (num_frames, EXAMPLE, MEL_BINS)
+
+
+FRONT_ENDS = {"vggish": VGGishFrontEnd}
+
+
+def front_end(name: str, **options) -> FrontEnd:
+    """The front end called `name`; keyword options are its dataclass fields.
+
+    Raises:
+      InputError: an unknown name or option, naming the nearest valid one.
+    """
+    if name not in FRONT_ENDS:
+        raise InputError("front_end", expected="the name of an audio front end", found=repr(name),
+                         hint=nearest(name, FRONT_ENDS))  # fmt: skip
+    valid = [f.name for f in dataclasses.fields(FRONT_ENDS[name]) if f.init]
+    for option in options:
+        if option not in valid:
+            raise InputError(f"front_end.{option}", expected=f"an option of '{name}'", found=repr(option),
+                             hint=nearest(option, valid))  # fmt: skip
+    return FRONT_ENDS[name](**options)
+
+
+def vggish_log_mel(
+    waveform: np.ndarray,
+    sample_rate: float,
+    num_examples: int | None = 5,
+    pad: str = "repeat",
+    resampler: str = "soxr_hq",
+) -> np.ndarray:
+    """The log-mel examples that VGGish was trained on (Hershey et al., 2017) and AVSBench ships (Zhou et al., 2022).
+
+    Magnitude spectrum of complete 25 ms periodic-Hann frames every 10 ms (no centring, no padding), 64 triangles
+    linear in mel from 125 to 7500 Hz, log(x + 0.01); 96 consecutive frames, that is 0.96 s, make one example.
+    Computed in float64, because a float32 FFT is off by 2e-3 near the log's floor.
+
+    Args:
+      waveform: (samples,) or (samples, channels), any sample type `to_mono` takes.
+      sample_rate: Hz.
+      num_examples: how many examples to return; those beyond it are cut off (the public preprocessing fails there),
+        missing ones are padded. None: as many as the sound fills.
+      pad: "repeat" repeats the last example, "zero" appends zeros.
+      resampler: see `resample`.
+    Returns:
+      (num_examples, 96, 64) float32, (example, time, mel). A sound shorter than one example is first extended with
+      silence to fill one.
+    Raises:
+      InputError: an empty waveform, one with NaN or infinite samples, or of unknown type or shape; a bad option.
+    """
+    if pad not in ("repeat", "zero"):
+        raise InputError("pad", expected="'repeat' or 'zero'", found=repr(pad))
+    if num_examples is not None and num_examples < 1:
+        raise InputError("num_examples", expected="at least 1, or None", found=repr(num_examples))
+    wave = resample(to_mono(waveform), sample_rate, resampler)
+    if wave.size < EXAMPLE_SAMPLES:
+        wave = np.pad(wave, (0, EXAMPLE_SAMPLES - wave.size))
+    filled = (1 + (wave.size - WINDOW) // HOP) // EXAMPLE
+    count = filled if num_examples is None else min(filled, num_examples)
+    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP][: count * EXAMPLE]
+    spectrum = np.fft.rfft(frames * _window(), FFT)  # zeros are appended after the 400 samples
+    magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2)  # several times faster than np.abs, which guards overflow
+    log_mel = np.log(magnitude @ mel_matrix() + LOG_OFFSET)
+    examples = log_mel.astype(np.float32).reshape(count, EXAMPLE, MEL_BINS)
+    if num_examples is None or count == num_examples:
+        return examples
+    missing = ((0, num_examples - count), (0, 0), (0, 0))
+    return np.pad(examples, missing, mode="edge" if pad == "repeat" else "constant")
+
+
+@functools.cache
+def _window() -> np.ndarray:
+    return 0.5 - 0.5 * np.cos(2 * np.pi * np.arange(WINDOW) / WINDOW)  # periodic Hann
+
+
+@functools.cache
+def mel_matrix() -> np.ndarray:
+    """(257, 64) float64: the weight of each FFT bin (0 to 8000 Hz) in each of VGGish's mel bands."""
+
+    def mel(hertz):
+        return 1127.0 * np.log1p(hertz / 700.0)
+
+    edges = np.linspace(mel(MEL_LOW), mel(MEL_HIGH), MEL_BINS + 2)
+    low, centre, high = edges[:-2], edges[1:-1], edges[2:]
+    bins = mel(np.linspace(0.0, SAMPLE_RATE / 2, FFT // 2 + 1))[:, None]
+    weights = np.maximum(0.0, np.minimum((bins - low) / (centre - low), (high - bins) / (high - centre)))
+    weights[0] = 0.0  # the constant part of a signal is not heard
+    weights.flags.writeable = False  # shared by every caller
+    return weights
+
+
+def to_mono(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) float64 in [-1, 1]: the mean of the channels.
+
+    Args:
+      waveform: (samples,) or (samples, channels) of float16/32/64 in [-1, 1], int8/16/32 (full scale), or uint8
+        (centred on 128, as in 8-bit wav files).
+    Raises:
+      InputError: another shape or type, no samples, or NaN or infinite samples.
+    """
+    wave = np.asarray(waveform)
+    if wave.ndim not in (1, 2):
+        raise InputError("waveform", expected="shape (samples,) or (samples, channels)", found=f"shape {wave.shape}")
+    if wave.size == 0:
+        raise InputError("waveform", expected="at least one sample", found=f"shape {wave.shape}")
+    if wave.ndim == 2 and wave.shape[1] > max(64, wave.shape[0]):
+        raise InputError("waveform", expected="shape (samples, channels)", found=f"shape {wave.shape}",
+                         hint="Transpose it: samples come first.")  # fmt: skip
+    if wave.dtype == np.uint8:
+        scaled = wave.astype(np.float64) / 128.0 - 1.0
+    elif wave.dtype in (np.int8, np.int16, np.int32):
+        scaled = wave.astype(np.float64) / -float(np.iinfo(wave.dtype).min)
+    elif wave.dtype in (np.float16, np.float32, np.float64):
+        scaled = wave.astype(np.float64)
+        if not np.isfinite(scaled).all():
+            bad = int((~np.isfinite(scaled)).sum())
+            raise InputError("waveform", expected="finite samples", found=f"{bad} NaN or infinite samples")
+    else:
+        raise InputError("waveform", expected="float16/32/64, int8/16/32 or uint8 samples", found=str(wave.dtype))
+    return scaled.mean(axis=1) if scaled.ndim == 2 else scaled
+
+
+def resample(wave: np.ndarray, sample_rate: float, resampler: str = "soxr_hq") -> np.ndarray:
+    """(samples,) float64 at `sample_rate` Hz -> the same sound at 16 kHz.
+
+    Args:
+      resampler: "soxr_hq" (fast), or "kaiser_best", resampy's default filter, which the public VGGish preprocessing
+        uses (slow on its first call, which compiles).
+    """
+    if not np.isfinite(sample_rate) or sample_rate <= 0:
+        raise InputError("sample_rate", expected="a positive number of Hz", found=repr(sample_rate))
+    if resampler not in RESAMPLERS:
+        raise InputError("resampler", expected="the name of a resampler", found=repr(resampler),
+                         hint=nearest(resampler, RESAMPLERS))  # fmt: skip
+    if sample_rate == SAMPLE_RATE:
+        return wave
+    if resampler == "soxr_hq":
+        import soxr
+
+        return soxr.resample(wave, sample_rate, SAMPLE_RATE, quality="HQ")
+    import resampy
+
+    return resampy.resample(wave, sample_rate, SAMPLE_RATE)
+
+
+def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
+    """Reads a sound file (wav, flac, ogg, mp3).
+
+    Returns:
+      samples (n, channels) float32 in [-1, 1], exact for PCM of up to 24 bits; and the sample rate in Hz.
+    Raises:
+      InputError: the file is missing, is not audio, has no samples, or has NaN or infinite samples.
+    """
+    import soundfile
+
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(path, expected="a sound file", found="a folder" if path.is_dir() else "no such file")
+    blocks = []
+    try:
+        with soundfile.SoundFile(path) as file:
+            rate = file.samplerate
+            # In blocks, so that a header that promises more than the file holds cannot claim the memory for it.
+            while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
+                blocks.append(block)
+    except (soundfile.LibsndfileError, OSError) as error:
+        reason = getattr(error, "error_string", str(error))
+        raise InputError(path, expected="a sound file (wav, flac, ogg or mp3)",
+                         found=f"{path.stat().st_size} bytes that do not decode: {reason}",
+                         hint="Extract the sound of a video to wav first.") from None  # fmt: skip
+    if not blocks:
+        raise InputError(path, expected="at least one sample of sound", found="zero samples")
+    samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]
+    if not np.isfinite(samples).all():
+        bad = int((~np.isfinite(samples)).sum())
+        raise InputError(path, expected="finite samples", found=f"{bad} NaN or infinite samples")
+    return samples, rate
