@@ -1,0 +1,67 @@
+"""VGGish: one 128-vector per 0.96 s of sound.
+
+Hershey et al., CNN architectures for large-scale audio classification, ICASSP 2017; the public PyTorch port's layout.
+"""
+
+from typing import Any, ClassVar
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models import torch_keys
+from avs_jax.models.layers import Conv, Dense, max_pool
+
+_STAGES = ((1,), (2,), (4, 4), (8, 8))  # multiples of the width; a 2x2 max-pool ends each stage
+_CONV_KEYS = (0, 3, 6, 8, 11, 13)
+EMBEDDING = 128
+
+
+class VGGish(nn.Module):
+    """Log-mel examples to embeddings.
+
+    From scratch the convolutions and linear layers start with He's normal initialiser: PyTorch's default loses the
+    signal on the way through nine layers (public weights replace it anyway).
+
+    Args:
+      width: channels of the first convolution (public: 64).
+      hidden: width of the two hidden linear layers (public: 4096).
+      dtype: compute dtype.
+    Call:
+      examples: (N, 96, 64) float32 log-mel, time by frequency band. `train` changes nothing here.
+    Returns:
+      (N, 128) float32, not negative: the last layer too ends in a ReLU.
+    """
+
+    width: int = 64
+    hidden: int = 4096
+    dtype: Any = jnp.float32
+
+    torch_prefix: ClassVar = ""
+
+    @nn.compact
+    def __call__(self, examples, train: bool = False):
+        he = nn.initializers.he_normal()
+        x = examples[..., None].astype(self.dtype)
+        number = 0
+        for stage in _STAGES:
+            for multiple in stage:
+                conv = Conv(self.width * multiple, kernel_init=he, bias_init=nn.initializers.zeros, dtype=self.dtype,
+                            name=f"conv{number}")  # fmt: skip
+                x, number = jax.nn.relu(conv(x)), number + 1
+            x = max_pool(x, 2, 2)
+        x = x.reshape(x.shape[0], -1)  # (time, frequency, channel), as the public weights expect
+        for i, features in enumerate((self.hidden, self.hidden, EMBEDDING)):
+            x = jax.nn.relu(Dense(features, kernel_init=he, dtype=self.dtype, name=f"dense{i}")(x))
+        return x.astype(jnp.float32)
+
+    def example_input(self):
+        return jnp.zeros((1, 96, 64), jnp.float32)
+
+    def torch_table(self) -> torch_keys.Table:
+        rules = []
+        for i, key in enumerate(_CONV_KEYS):
+            rules += torch_keys.conv(f"features.{key}", (f"conv{i}",))
+        for i in range(3):
+            rules += torch_keys.linear(f"embeddings.{2 * i}", (f"dense{i}",))
+        return torch_keys.Table(tuple(rules))
