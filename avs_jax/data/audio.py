@@ -62,13 +62,18 @@ def front_end(name: str, **options) -> FrontEnd:
       InputError: an unknown name or option, naming the nearest valid one.
     """
     if name not in FRONT_ENDS:
-        raise InputError("front_end", expected="the name of an audio front end", found=repr(name),
-                         hint=nearest(name, FRONT_ENDS))  # fmt: skip
+        raise InputError(
+            "front_end", expected="the name of an audio front end", found=repr(name), hint=nearest(name, FRONT_ENDS)
+        )
     valid = [f.name for f in dataclasses.fields(FRONT_ENDS[name]) if f.init]
     for option in options:
         if option not in valid:
-            raise InputError(f"front_end.{option}", expected=f"an option of '{name}'", found=repr(option),
-                             hint=nearest(option, valid))  # fmt: skip
+            raise InputError(
+                f"front_end.{option}",
+                expected=f"an option of '{name}'",
+                found=repr(option),
+                hint=nearest(option, valid),
+            )
     return FRONT_ENDS[name](**options)
 
 
@@ -159,8 +164,12 @@ def to_mono(waveform: np.ndarray) -> np.ndarray:
     if wave.size == 0:
         raise InputError("waveform", expected="at least one sample", found=f"shape {wave.shape}")
     if wave.ndim == 2 and wave.shape[1] > max(64, wave.shape[0]):
-        raise InputError("waveform", expected="shape (samples, channels)", found=f"shape {wave.shape}",
-                         hint="Transpose it: samples come first.")  # fmt: skip
+        raise InputError(
+            "waveform",
+            expected="shape (samples, channels)",
+            found=f"shape {wave.shape}",
+            hint="Transpose it: samples come first.",
+        )
     if wave.dtype == np.uint8:
         scaled = wave.astype(np.float64) / 128.0 - 1.0
     elif wave.dtype in (np.int8, np.int16, np.int32):
@@ -185,8 +194,9 @@ def resample(wave: np.ndarray, sample_rate: float, resampler: str = "soxr_hq") -
     if not np.isfinite(sample_rate) or sample_rate <= 0:
         raise InputError("sample_rate", expected="a positive number of Hz", found=repr(sample_rate))
     if resampler not in RESAMPLERS:
-        raise InputError("resampler", expected="the name of a resampler", found=repr(resampler),
-                         hint=nearest(resampler, RESAMPLERS))  # fmt: skip
+        raise InputError(
+            "resampler", expected="the name of a resampler", found=repr(resampler), hint=nearest(resampler, RESAMPLERS)
+        )
     if sample_rate == SAMPLE_RATE:
         return wave
     if resampler == "soxr_hq":
@@ -220,9 +230,12 @@ def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
                 blocks.append(block)
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", str(error))
-        raise InputError(path, expected="a sound file (wav, flac, ogg or mp3)",
-                         found=f"{path.stat().st_size} bytes that do not decode: {reason}",
-                         hint="Extract the sound of a video to wav first.") from None  # fmt: skip
+        raise InputError(
+            path,
+            expected="a sound file (wav, flac, ogg or mp3)",
+            found=f"{path.stat().st_size} bytes that do not decode: {reason}",
+            hint="Extract the sound of a video to wav first.",
+        ) from None
     if not blocks:
         raise InputError(path, expected="at least one sample of sound", found="zero samples")
     samples = np.concatenate(blocks) if len(blocks) > 1 else blocks[0]

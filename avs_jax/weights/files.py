@@ -1,0 +1,89 @@
+"""State dicts from files: .pth, .pth.tar, .pt, .bin (any torch version) and .safetensors, with no torch installed."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from avs_jax import torch_files
+from avs_jax.errors import InputError
+
+# Under which training scripts save the parameters beside the optimiser, the epoch and the like.
+WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module")
+
+log = logging.getLogger(__name__)
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """Reads the parameters and buffers of a PyTorch checkpoint.
+
+    The file's kind is told from its first bytes, not its name. A wrapping dict ("state_dict", "model", ...) is taken
+    off, and so is the "module." that data-parallel training puts before every key. What else a checkpoint holds
+    (optimiser, epoch, arguments) is left unread and named in the log.
+
+    Returns:
+      key -> array in PyTorch's layout and the stored dtype (bfloat16 through ml_dtypes), in the file's order. Arrays
+      are read-only, and tensors that share a storage (tied weights) share memory.
+    Raises:
+      InputError: the file is missing, damaged or cut short, holds no tensors, or asks for anything but data.
+    """
+    path = Path(path)
+    if _is_safetensors(path):
+        return _read_safetensors(path)
+    found = torch_files.load(path)
+    tensors, ignored = _unwrap(found, path)
+    if ignored:
+        log.info("%s: ignored %s", path, ", ".join(ignored))
+    if all(key.startswith("module.") for key in tensors):
+        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
+    return {key: tensor.numpy(f"{path}, tensor '{key}'") for key, tensor in tensors.items()}
+
+
+def _unwrap(found: Any, path: Path) -> tuple[dict[str, torch_files.Tensor], list[str]]:
+    """The dict of tensors within what a file holds, and the names of everything passed over."""
+    ignored: list[str] = []
+    while isinstance(found, dict):
+        tensors = {k: v for k, v in found.items() if isinstance(k, str) and isinstance(v, torch_files.Tensor)}
+        wrapper = next((k for k in WRAPPERS if isinstance(found.get(k), dict)), None)
+        if tensors or wrapper is None:
+            ignored += [str(k) for k in found if k not in tensors]
+            if tensors:
+                return tensors, ignored
+            break
+        ignored += [str(k) for k in found if k != wrapper]
+        found = found[wrapper]
+    what = (
+        f"a dict of {', '.join(map(str, list(found)[:8])) or 'nothing'}"
+        if isinstance(found, dict)
+        else (f"a {type(found).__name__.lower()}")
+    )
+    raise InputError(
+        path,
+        expected="a state dict: names and their tensors",
+        found=what,
+        hint="Save model.state_dict() with torch.save.",
+    )
+
+
+def _is_safetensors(path: Path) -> bool:
+    """The format begins with the header's length in 8 bytes and the header's opening brace."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return False  # torch_files.load names what is wrong
+    return head[8:9] == b"{" or (path.suffix == ".safetensors" and head[:1] != b"P")
+
+
+def _read_safetensors(path: Path) -> dict[str, np.ndarray]:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="numpy") as file:
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
+    except (SafetensorError, OSError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(path, expected="an undamaged safetensors file", found=str(error)) from None
+    if not tensors:
+        raise InputError(path, expected="a state dict: names and their tensors", found="no tensors")
+    return tensors
