@@ -138,7 +138,7 @@ class _Machine:
             state, target = stack.pop(), stack[-1]
             if isinstance(target, Bag):
                 target.state = state
-            elif isinstance(target, Name | _SCALARS):
+            elif isinstance(target, (Name, *_SCALARS)):
                 self.refuse(f"attributes set on {target!r}")
             # Attributes set on a dict or a tensor (a state dict's `_metadata`) carry nothing we need.
         elif op == "BINPERSID" and self.persistent:

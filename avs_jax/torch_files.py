@@ -247,7 +247,7 @@ def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: objec
 
 def _load_pickles(data: mmap.mmap | io.BytesIO, where: object, depth: int = 0) -> Any:
     """A plain pickle, or torch's legacy row: magic number, protocol, system, object, storage keys, storages."""
-    head = data.read(64)
+    head = data.read(512)
     data.seek(0)
     if head[:1] != b"\x80" and not (head[:1] in b"(}]c" and b"\n" in head):  # protocols 0 and 1 have no header
         raise InputError(where, expected="a torch file or a pickle of tensors", found=_describe(head))
@@ -328,6 +328,8 @@ def _describe(head: bytes) -> str:
         return "a web page (a failed download?)"
     if head[:2] == b"\x1f\x8b":
         return "a gzip file; unpack it first"
+    if head[257:262] == b"ustar":
+        return "a tar archive; unpack it first"
     if head[8:9] == b"{":
         return "a safetensors file"
     return f"a file that begins with {head[:12]!r}"
