@@ -122,10 +122,13 @@ def vggish_log_mel(
 
 
 def _log_mel(frames: np.ndarray) -> np.ndarray:
-    """(frames, 400) float64 samples -> (frames, 64) float32."""
+    """(96, 400) float64 samples -> (96, 64) float32."""
     spectrum = np.fft.rfft(frames * _window(), FFT)  # zeros are appended after the 400 samples
     magnitude = np.sqrt(spectrum.real**2 + spectrum.imag**2)  # several times faster than np.abs, which guards overflow
-    return np.log(magnitude @ mel_matrix() + LOG_OFFSET).astype(np.float32)
+    # In blocks of 12 frames: products this small never wake the threads of the BLAS, which on busy cores made this line
+    # take 20 times as long.
+    mel = (magnitude.reshape(EXAMPLE // 12, 12, -1) @ mel_matrix()).reshape(EXAMPLE, MEL_BINS)
+    return np.log(mel + LOG_OFFSET).astype(np.float32)
 
 
 @functools.cache
