@@ -17,6 +17,7 @@ from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders.vggish import EMBEDDING
 from avs_jax.models.fusion import tpavi
+from avs_jax.models.initialise import initialise
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 SETTINGS = ("s4", "ms3")
@@ -181,7 +182,7 @@ def _method(network: Network, options: dict, dice: float) -> Method:
         """Random variables; their shapes depend on the options only, so `batch` is checked and not used."""
         if batch is not None:
             inputs_of(batch, network)
-        return dict(jax.jit(network.init)(rng, *example_inputs(network)))
+        return initialise(network, rng, *example_inputs(network))
 
     def loss(params, model_state, batch, rng, step):
         del rng, step  # nothing here is random or scheduled
@@ -216,8 +217,8 @@ def _method(network: Network, options: dict, dice: float) -> Method:
 
     def param_groups(params):
         audio = "audio" if network.train_audio else "frozen"
-        groups = {"encoder": "encoder", "audio": audio}
-        return {k: jax.tree.map(lambda _, g=groups.get(k, "head"): g, v) for k, v in params.items()}
+        labels = {"encoder": "encoder", "audio": audio}
+        return jax.tree_util.tree_map_with_path(lambda path, _: labels.get(path[0].key, "head"), params)
 
     return Method(
         name="tpavi",

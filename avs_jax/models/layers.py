@@ -7,30 +7,14 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jax import lax
 
 from avs_jax.models.fast_conv import conv2d
+from avs_jax.models.initialise import uniform_fan_in
 
 BN_EPS = 1e-5
 LN_EPS = 1e-5
-
-
-def uniform_fan_in(fan_in: int) -> Callable:
-    """PyTorch's default for the weight and the bias of a convolution or linear layer: U(-1, 1) / sqrt(fan_in)."""
-    bound = fan_in**-0.5
-
-    def init(key, shape, dtype=jnp.float32):
-        return jax.random.uniform(key, shape, dtype, -bound, bound)
-
-    return init
-
-
-def he_normal_fan_out(key, shape, dtype=jnp.float32):
-    """torchvision's ResNet initialiser: N(0, 2 / fan_out) with fan_out = out channels * kernel area."""
-    fan_out = shape[0] * shape[1] * shape[3]
-    return jax.random.normal(key, shape, dtype) * (2.0 / fan_out) ** 0.5
 
 
 class Conv(nn.Module):

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
 from avs_jax.models.fast_conv import dilated_sum
-from avs_jax.models.layers import Conv, uniform_fan_in, upsample2x
+from avs_jax.models.initialise import Random, uniform_fan_in
+from avs_jax.models.layers import Conv, upsample2x
 
 
 class Neck(nn.Module):
@@ -26,7 +27,7 @@ class Neck(nn.Module):
         bias_init = uniform_fan_in(9 * x.shape[-1])
         shape = (3, 3, x.shape[-1], self.channels)
         names = range(len(self.dilations))
-        kernels = [self.param(f"kernel{i}", nn.initializers.normal(0.01), shape) for i in names]
+        kernels = [self.param(f"kernel{i}", Random("normal", 0.01), shape) for i in names]
         biases = [self.param(f"bias{i}", bias_init, shape[-1:]) for i in names]
         y = dilated_sum(x.astype(self.dtype), [k.astype(self.dtype) for k in kernels], self.dilations)
         return y + sum(biases).astype(self.dtype)

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
-from avs_jax.models.layers import BatchNorm, Conv, he_normal_fan_out, max_pool
+from avs_jax.models.initialise import he_normal
+from avs_jax.models.layers import BatchNorm, Conv, max_pool
 
 SIZES = {  # name: (blocks per layer, bottleneck?)
     "resnet10": ((1, 1, 1, 1), False),  # for small experiments; torchvision has no such file
@@ -32,24 +33,25 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x, train: bool = False):
         w = self.width
-        layout = (
-            [(w, 1, 1), (w, 3, self.stride), (4 * w, 1, 1)] if self.bottleneck else [(w, 3, self.stride), (w, 3, 1)]
-        )
+        layout = [(w, 3, self.stride), (w, 3, 1)]  # (features, kernel, stride) of each convolution
+        if self.bottleneck:
+            layout = [(w, 1, 1), (w, 3, self.stride), (4 * w, 1, 1)]
         y = x
         for i, (features, kernel, stride) in enumerate(layout, 1):
-            y = self._conv(features, kernel, stride, f"conv{i}")(y)
+            y = _conv(features, kernel, stride, self.dtype, f"conv{i}")(y)
             y = BatchNorm(name=f"bn{i}")(y, train)
             if i < len(layout):
                 y = jax.nn.relu(y)
         if self.project:
-            x = self._conv(layout[-1][0], 1, self.stride, "shortcut_conv")(x)
+            x = _conv(layout[-1][0], 1, self.stride, self.dtype, "shortcut_conv")(x)
             x = BatchNorm(name="shortcut_bn")(x, train)
         return jax.nn.relu(x + y)
 
-    def _conv(self, features, kernel, stride, name):
-        return Conv(
-            features, kernel, stride, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype, name=name
-        )
+
+def _conv(features, kernel, stride, dtype, name):
+    """A convolution without bias, initialised as torchvision does: N(0, 2 / fan_out)."""
+    init = he_normal(kernel * kernel * features)
+    return Conv(features, kernel, stride, use_bias=False, kernel_init=init, dtype=dtype, name=name)
 
 
 class ResNet(nn.Module):
@@ -81,7 +83,7 @@ class ResNet(nn.Module):
     @nn.compact
     def __call__(self, images, train: bool = False):
         x = images.astype(self.dtype)
-        x = Conv(self.width, 7, 2, use_bias=False, kernel_init=he_normal_fan_out, dtype=self.dtype, name="conv1")(x)
+        x = _conv(self.width, 7, 2, self.dtype, "conv1")(x)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
         x = max_pool(x, 3, 2, 1)
         maps = []

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
+from avs_jax.models.initialise import he_normal
 from avs_jax.models.layers import Conv, Dense, max_pool
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8))  # multiples of the width; a 2x2 max-pool ends each stage
@@ -41,18 +42,17 @@ class VGGish(nn.Module):
 
     @nn.compact
     def __call__(self, examples, train: bool = False):
-        he = nn.initializers.he_normal()
         x = examples[..., None].astype(self.dtype)
         number = 0
         for stage in _STAGES:
             for multiple in stage:
-                conv = Conv(self.width * multiple, kernel_init=he, bias_init=nn.initializers.zeros, dtype=self.dtype,
-                            name=f"conv{number}")  # fmt: skip
+                he, zero = he_normal(9 * x.shape[-1]), nn.initializers.zeros
+                conv = Conv(self.width * multiple, kernel_init=he, bias_init=zero, dtype=self.dtype, name=f"conv{number}")
                 x, number = jax.nn.relu(conv(x)), number + 1
             x = max_pool(x, 2, 2)
         x = x.reshape(x.shape[0], -1)  # (time, frequency, channel), as the public weights expect
         for i, features in enumerate((self.hidden, self.hidden, EMBEDDING)):
-            x = jax.nn.relu(Dense(features, kernel_init=he, dtype=self.dtype, name=f"dense{i}")(x))
+            x = jax.nn.relu(Dense(features, kernel_init=he_normal(x.shape[-1]), dtype=self.dtype, name=f"dense{i}")(x))
         return x.astype(jnp.float32)
 
     def example_input(self):

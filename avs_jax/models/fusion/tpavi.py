@@ -12,7 +12,8 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
-from avs_jax.models.layers import BatchNorm, Dense, LayerNorm, uniform_fan_in
+from avs_jax.models.initialise import uniform_fan_in
+from avs_jax.models.layers import BatchNorm, Dense, LayerNorm
 
 MODES = ("va", "vv", "both")
 
