@@ -13,7 +13,14 @@ anew for every second. Sounds follow the windows of the VGGish front end: frame 
 labelled by what window t, 0.96 t to 0.96 (t + 1) s, hears.
 
 Who sounds is drawn from its own random stream and depends on nothing but the number of visible objects, so pixels
-carry no information about it. That fixes the best that any predictor can do without sound (`video_only_ceiling`).
+carry no information about it. That fixes the best J that any predictor can reach without sound, whatever it learns
+(`video_only_ceiling`; 600 clips of the test split), where one that also hears can reach 1:
+
+|        | `single` | `multi`, `semantic` (either schedule) |
+|--------|----------|---------------------------------------|
+| easy   | .42      | .52                                   |
+| medium | .37      | .49                                   |
+| hard   | .29      | .46                                   |
 """
 
 import operator
