@@ -1,0 +1,278 @@
+"""Runs a trained method on any video with sound, on a folder of frames with a sound file, or on a clip of its data set.
+
+    python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --output=out
+
+writes to out/: `masks/*.png` at the input's resolution (0 and 255, or class indices with a palette), `overlay.mp4`
+with the input's sound, and `predictions.json` with the time, area, scores and COCO run-length mask of every frame.
+One annotated frame a second is what the data sets have, so one mask a second is the default; --rate=5 or --rate=all
+gives more, and the overlay shows the nearest. Memory does not grow with the length of the input.
+"""
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from avs_jax import config as configs
+from avs_jax.data import media
+from avs_jax.data.audio import front_end as create_front_end
+from avs_jax.data.sources import create_source
+from avs_jax.errors import InputError
+from avs_jax.prediction import clips as clipping
+from avs_jax.prediction import inputs, output
+
+SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
+
+
+def predict_media(
+    method,
+    variables,
+    input: str | Path,
+    output_dir: str | Path,
+    *,
+    image_size: tuple[int, int] | int,
+    num_frames: int = 5,
+    rate: int | str = 1,
+    fps: float | None = None,
+    audio: str | Path | None = None,
+    source=None,
+    class_names: Sequence[str] | None = None,
+    front_end=None,
+    batch_size: int = 4,
+    overlay: bool = True,
+    overwrite: bool = False,
+    progress: bool = True,
+    run: dict | None = None,
+) -> dict:
+    """Masks, overlay and report of one input, in constant memory.
+
+    Args:
+      method: an `avs_jax.methods.Method`; variables: its variables.
+      input: a video file, a folder of frames, or with `source` the id of one of its clips.
+      output_dir: a new or empty folder, or one with an earlier prediction, which is replaced once this one is done.
+      image_size: (H, W) the frames are squashed to for the model, pixels.
+      num_frames: T, frames one second apart in a clip.
+      rate: masks per second, a whole number, or "all" for one for every frame.
+      fps: frame rate of a folder (default 1). audio: sound file in place of the input's own.
+      class_names: class 0 the background; the source's, or numbers, by default.
+      front_end: what turns sound into the method's `audio` (default: the one the method names).
+      batch_size: clips at a time; fewer when the input has fewer.
+      overlay: write the overlay video. overwrite: write beside foreign files. progress: show bars on a terminal.
+      run: more fields for the report, JSON-able.
+    Returns:
+      {"report": path of the JSON, "masks": their number, "area": their mean share of the picture, "notes": sentences}.
+    Raises:
+      InputError: a bad input, option or output folder; nothing is left behind.
+    """
+    output.check_output(Path(output_dir), overwrite)
+    if rate != "all" and not (isinstance(rate, int) and rate >= 1):
+        raise InputError("--rate", expected="a whole number of masks per second, or 'all'", found=repr(rate))
+    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    batch = Batching(size, num_frames, batch_size, rate, front_end or create_front_end(method.front_end))
+    if source is not None and not Path(input).exists():
+        if rate != 1 or fps is not None or audio is not None:
+            raise InputError("--rate, --fps, --audio", expected="a video or a folder of frames as the input",
+                             found=f"the clip '{input}'")  # fmt: skip
+        movie, batches, total = _from_source(source, str(input))
+    else:
+        movie = inputs.open_movie(input, audio=audio, fps=fps)
+        batches, total = _from_movie(movie, batch)
+    sound, notes = inputs.sound_report(movie)
+    names = _class_names(method.num_classes, class_names or getattr(source, "class_names", ()))
+    header = {
+        "input": movie.name,
+        "kind": movie.kind,
+        "method": method.name,
+        **(run or {}),
+        "duration": round(movie.duration, 6),
+        "fps": round(movie.fps, 6),
+        "input_frames": movie.num_frames,
+        "rate": rate,
+        "overlay": output.OVERLAY if overlay else None,
+        "sound": sound,
+        "notes": notes,
+    }
+    with output.staged(output_dir, overwrite) as stage:
+        with contextlib.closing(output.Recorder(stage, names, movie.size, header)) as recorder:
+            with _bar(total, "masks", progress) as bar:
+                for pick, scores in score(method, variables, batches):
+                    recorder.add(pick, scores)
+                    bar.update()
+            recorder.finish()
+        if overlay:
+            with _bar(movie.num_frames, "overlay", progress) as bar:
+                output.write_overlay(stage / output.OVERLAY, movie, stage, recorder.times, bar)
+    count = len(recorder.times)
+    return {
+        "report": Path(output_dir) / output.REPORT,
+        "masks": count,
+        "area": recorder.area / max(count, 1),
+        "notes": notes,
+    }
+
+
+class Batching:
+    """How a movie is cut for the model; fields as the arguments of `predict_media`."""
+
+    def __init__(self, size, num_frames: int, batch_size: int, rate: int | str, front_end: Callable):
+        self.size, self.num_frames, self.batch_size = size, num_frames, batch_size
+        self.rate, self.front_end = rate, front_end
+
+
+def _from_movie(movie: inputs.Movie, b: Batching):
+    """(an iterator of batches, the number of masks they will give)."""
+    total = clipping.expected_picks(b.rate, movie.num_frames, movie.duration)
+    spacing = 1 / movie.fps if b.rate == "all" else 1 / b.rate
+    picks = clipping.pick_frames(movie.frames(), b.rate, movie.fps, movie.duration, b.size)
+    clips = clipping.group(picks, b.num_frames, min(spacing / 2 + clipping.EPS, 0.45))
+    sound = media.SoundWindow(media.read_audio_stream(movie.track, origin=movie.origin), clipping.LEAD)
+    clips = clipping.hear(clips, sound, b.front_end, b.num_frames)
+    batch_size = max(1, min(b.batch_size, -(-total // b.num_frames)))
+    return clipping.batches(clips, batch_size, b.num_frames), total
+
+
+def _from_source(source, name: str):
+    """(the movie of a clip, its one batch, the number of its frames)."""
+    index = inputs.find_clip(source, name)
+    record = source[index]
+    frames = record["frames"]
+    if frames.dtype != np.uint8:
+        raise InputError(f"clip '{name}', field 'frames'", expected="uint8 RGB", found=str(frames.dtype))
+    movie = inputs.clip_movie(source, index, frames)
+    times = [i + clipping.FRAME_IN_SECOND for i in range(len(frames))]
+    picks = [clipping.Pick(i, t, t, i, float(i), frames[i]) for i, t in enumerate(times)]
+    fields = {k: record[k][None] for k in ("frames", "audio", "audio_embedding") if k in record}
+    batch = {**fields, "valid": np.ones(1, bool)}
+    return movie, iter([(batch, [clipping.Clip(0.0, list(frames), picks)])]), len(frames)
+
+
+def score(method, variables, batches):
+    """Yields (pick, its scores (h, w, K) float32), clip by clip, from batches of one shape: one compilation.
+
+    A batch is read back only after the next one has been handed to the device, which so never waits for the disk.
+
+    Raises:
+      InputError: scores that are not finite.
+    """
+
+    @jax.jit
+    def predict(variables, batch):
+        return method.predict(variables, batch).scores
+
+    def read_back(scores, clips):
+        for clip, of_clip in zip(clips, np.asarray(scores, np.float32), strict=False):  # padding has no clip
+            if not np.isfinite(of_clip).all():
+                raise InputError(f"the clip at {clip.start:.2f} s", expected="finite scores", found="NaN or infinity",
+                                 hint="The checkpoint's parameters are probably not finite.")  # fmt: skip
+            yield from ((pick, s) for pick, s in zip(clip.picks, of_clip, strict=False) if pick is not None)
+
+    variables = jax.device_put(variables)
+    waiting = None
+    for batch, clips in batches:
+        running = (predict(variables, batch), clips)
+        if waiting is not None:
+            yield from read_back(*waiting)
+        waiting = running
+    if waiting is not None:
+        yield from read_back(*waiting)
+
+
+def _class_names(num_classes: int, names: Sequence[str]) -> list[str]:
+    """Names for the report: those given where they fit the method, else numbers."""
+    if num_classes == 1:
+        return ["background", "sounding"]
+    if len(names) == num_classes:
+        return list(names)
+    return ["background", *(f"class {k}" for k in range(1, num_classes))]
+
+
+def _bar(total: int, name: str, show: bool):
+    return tqdm(total=total, desc=name, unit=" frames", disable=None if show else True, dynamic_ncols=True)
+
+
+def predict_with_run(args) -> dict:
+    """What the command does, from its parsed arguments: the run's method on the input."""
+    output.check_output(Path(args.output), args.overwrite)
+    config = configs.load(Path(args.workdir) / "config.json")
+    options = configs.split_options(config, SPLITS[args.split])
+    is_media = Path(args.input).exists() or Path(args.input).suffix.lower() in (".mp4", ".mov", ".mkv", ".webm", ".avi")
+    try:
+        source = create_source(config.data.source, **options)
+    except InputError:  # the run's data set is not on this machine: a video does not need it
+        if not is_media:
+            raise
+        source = None
+    if source is not None and not is_media:
+        inputs.find_clip(source, args.input)  # before the checkpoint is read
+
+    from avs_jax.training.checkpoint import load_checkpoint
+
+    method, variables = load_checkpoint(args.workdir, which=args.checkpoint)
+    return predict_media(
+        method,
+        variables,
+        args.input,
+        args.output,
+        image_size=source.image_size if source is not None else options.get("image_size", 224),
+        num_frames=source.num_frames if source is not None else options.get("num_frames", 5),
+        rate=args.rate,
+        fps=args.fps,
+        audio=args.audio,
+        source=None if is_media else source,
+        class_names=source.class_names if source is not None else None,
+        front_end=source.front_end if source is not None else None,
+        batch_size=args.batch_size,
+        overlay=not args.no_overlay,
+        overwrite=args.overwrite,
+        run={"workdir": str(args.workdir), "checkpoint": args.checkpoint},
+    )
+
+
+def _rate(text: str) -> int | str:
+    if text == "all" or (text.isdecimal() and int(text) > 0):
+        return text if text == "all" else int(text)
+    raise argparse.ArgumentTypeError(f"expected a whole number of masks per second, or 'all'; found '{text}'")
+
+
+def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m avs_jax.predict", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--workdir", required=True, help="the folder that training wrote to")
+    parser.add_argument("--input", required=True, help="a video, a folder of frames and a sound file, or a clip's id")
+    parser.add_argument("--output", required=True, help="the folder to write to")
+    parser.add_argument("--checkpoint", default="best", choices=("best", "latest"))
+    parser.add_argument("--split", default="test", choices=tuple(SPLITS), help="where to look for a clip's id")
+    parser.add_argument("--rate", type=_rate, default=1, help="masks per second, or 'all' (default: 1)")
+    parser.add_argument("--fps", type=float, help="frame rate of a folder of frames (default: 1)")
+    parser.add_argument("--audio", help="a sound file to use in place of the input's own")
+    parser.add_argument("--batch-size", type=int, default=4, help="clips at a time (default: 4)")
+    parser.add_argument("--no-overlay", action="store_true", help="write masks and report only")
+    parser.add_argument("--overwrite", action="store_true", help="write to --output even where other files are")
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = parse(argv)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half done is removed
+    try:
+        result = predict_with_run(args)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"interrupted; no new prediction in {args.output}", file=sys.stderr)
+        return 128 + signal.SIGINT
+    for note in result["notes"]:
+        print(f"note: {note}", file=sys.stderr)
+    print(f"{result['masks']} masks, {result['area']:.1%} of the picture on average; report: {result['report']}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
