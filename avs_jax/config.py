@@ -22,6 +22,8 @@ def defaults() -> ml_collections.ConfigDict:
     c.batch_size = 4  # clips over all devices and processes
     c.precision = "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
 
+    c.weights = ""  # start from: public .pth or .safetensors files, comma-separated, or the workdir of an earlier run
+
     c.method = ml_collections.ConfigDict({"name": "tpavi"})
 
     c.data = ml_collections.ConfigDict({"source": "synthetic"})  # options shared by all splits

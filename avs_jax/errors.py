@@ -37,3 +37,7 @@ def nearest(name: str, valid) -> str:
     close = difflib.get_close_matches(str(name), valid, n=1, cutoff=0.5)
     names = f"Valid names: {', '.join(sorted(valid))}." if len(valid) <= 40 else ""
     return " ".join(filter(None, [f"Did you mean '{close[0]}'?" if close else "", names]))
+
+
+class TrainingError(RuntimeError):
+    """A run that cannot go on although its input was well-formed; commands print it as one line and exit with 1."""

@@ -41,6 +41,8 @@ def _shuffled(length: int, seed: int):
 
 def _stream(seed: int, stream: int) -> int:
     """An independent 32-bit seed for each use, so that order and augmentation share no random numbers."""
+    if seed < 0:
+        raise InputError("seed", expected="a number of at least 0", found=str(seed))
     return int(np.random.SeedSequence((seed, stream)).generate_state(1)[0])
 
 

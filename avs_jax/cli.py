@@ -1,0 +1,123 @@
+"""How every command starts: flags parsed, errors told in one line, the compilation cache switched on."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from avs_jax.errors import InputError, TrainingError, nearest
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, runs `main()` and exits with its status.
+
+    Bad input, a misspelt flag or configuration field included, exits with 2, a run that cannot go on with 1; both are
+    told in one line. Call it only under `if __name__ == "__main__"`: data processes import the main module again.
+    """
+    from absl import app, flags, logging
+
+    def parse(argv):
+        try:
+            _check_recipe(argv)
+            return flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
+            _leave(_explain(error, argv), 2)
+
+    def guarded(argv):
+        try:
+            if not flags.FLAGS["verbosity"].present:  # Orbax tells every step of a save
+                logging.set_verbosity(logging.ERROR)
+            if argv[1:]:
+                raise InputError("command line", expected="--flag=value", found=repr(argv[1]))
+            return main()
+        except InputError as error:
+            _leave(error, 2)
+        except TrainingError as error:
+            _leave(error, 1)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def config_flag():
+    """Defines `--config=file.py:arguments` with `--config.field=value` overrides, locked against typos."""
+    from ml_collections import config_flags
+
+    help_text = "A recipe: file.py, or file.py:name=value,..."
+    return config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
+
+
+def enable_compile_cache() -> None:
+    """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/avs_jax."""
+    import jax
+
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser("~"), ".cache", "avs_jax"))
+
+
+def _recipe(argv) -> tuple[str, str | None] | None:
+    """(file, argument) of --config, or None."""
+    for flag, value in zip(argv, [*argv[1:], ""], strict=True):
+        name, _, text = flag.partition("=")
+        if flag.startswith("-") and name.lstrip("-") == "config":
+            path, colon, arg = (text or value).partition(":")
+            return path, arg if colon else None
+    return None
+
+
+def _check_recipe(argv):
+    """config_flags puts off the error of a missing file until the config is read."""
+    recipe = _recipe(argv)
+    if recipe and not os.path.isfile(recipe[0]):
+        raise InputError("--config", expected="the file of a recipe", found=repr(recipe[0]),
+                         hint="Recipes live in configs/.")  # fmt: skip
+
+
+def _explain(error: Exception, argv) -> str:
+    """What the user got wrong, in one line, behind the library's own way of telling."""
+    cause = error
+    while cause is not None:  # an InputError of the recipe itself
+        if isinstance(cause, InputError):
+            return str(cause)
+        cause = cause.__cause__ or cause.__context__
+    return str(_unknown_field(argv) or "") or " ".join(str(error).split()) or type(error).__name__
+
+
+def _unknown_field(argv) -> InputError | None:
+    """The first --config.<field> that the recipe does not have."""
+    import runpy
+
+    recipe = _recipe(argv)
+    get_config = runpy.run_path(recipe[0]).get("get_config") if recipe else None
+    if get_config is None:
+        return None
+    config = get_config() if recipe[1] is None else get_config(recipe[1])
+    for flag in argv:
+        if not flag.lstrip("-").startswith("config."):
+            continue
+        section, path = config, flag.lstrip("-").partition("=")[0].split(".")[1:]
+        for depth, name in enumerate(path):
+            if not hasattr(section, "items") or name not in section:
+                return _refuse(config, section, path, depth)
+            section = section[name]
+    return None
+
+
+def _refuse(config, section, path, depth) -> InputError:
+    names = list(section) if hasattr(section, "items") else []
+    elsewhere = [p for p in _paths(config) if p.split(".")[-1] == path[-1]]  # the right field in the wrong section
+    prefix = "".join(f"{p}." for p in path[:depth])
+    hint = f"Did you mean '--config.{elsewhere[0]}'?" if elsewhere else nearest(path[depth], names) if names else ""
+    where = f"section '{prefix[:-1]}'" if prefix else "the recipe"
+    return InputError(f"--config.{'.'.join(path)}", expected=f"a field of {where}", found=repr(path[depth]), hint=hint)
+
+
+def _paths(section, prefix=""):
+    for name in section:
+        if hasattr(section[name], "items"):
+            yield from _paths(section[name], f"{prefix}{name}.")
+        else:
+            yield prefix + name
+
+
+def _leave(message, status: int) -> None:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    sys.exit(status)

@@ -1,0 +1,151 @@
+"""Trains a method: python -m avs_jax.train --config=configs/tpavi.py:setting=ms3 --workdir=runs/ms3
+
+Running the same command again resumes. Ctrl-C and SIGTERM save first and leave with status 130 and 143; a second
+Ctrl-C leaves at once. Add --config.<field>=<value> to change the recipe, --distributed on a cluster or a TPU pod.
+"""
+
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+class Result(NamedTuple):
+    """What `train` returns.
+
+    state: the last TrainState. figures: of the last evaluation in this run or its checkpoint, or None.
+    stopped_by: number of the signal that ended the run early, 0 at its end.
+    """
+
+    state: Any
+    figures: dict | None
+    stopped_by: int = 0
+
+
+def train(config, workdir) -> Result:
+    """Trains until the config's last step, from where the workdir's checkpoints end.
+
+    Args:
+      config: see `avs_jax.config.defaults`.
+      workdir: gets config.json, checkpoints/, metrics.jsonl, timing.jsonl, tensorboard/.
+    Raises:
+      InputError: a bad config or data set, or a workdir that another run began.
+      TrainingError: loss or gradient was not finite.
+    """
+    import jax
+
+    from avs_jax.data import pipeline
+    from avs_jax.training import build, optimizer, sharding
+    from avs_jax.training.checkpoint import Checkpoints
+    from avs_jax.training.interrupt import Interrupt
+    from avs_jax.training.logging import Log
+    from avs_jax.training.loop import Loop, Schedule
+    from avs_jax.training.state import TrainState
+    from avs_jax.training.step import make_train_step
+
+    # ---- What to train, on what, where
+    workdir = Path(workdir).expanduser().resolve()
+    method = build.build_method(config)
+    source = build.build_source(config, "train")
+    layout = sharding.layout(config.batch_size)
+    total = build.total_steps(config, len(source))
+    order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict())
+    identity = {"config": build.identity(config), "data": pipeline.identity(source, **order)}
+
+    # ---- Shapes before arrays
+    key = jax.random.key(config.seed)
+    example = build.example_batch(source)
+    shapes = jax.eval_shape(method.init, key, example)
+    labels = method.param_groups(shapes["params"])
+    tx = optimizer.make_optimizer(config.optimizer, labels, total)
+
+    def make_state(variables):
+        return TrainState.create(variables, tx, ema=config.optimizer.ema > 0)
+
+    abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
+
+    # ---- Initialisation, in this order: resume, else pretrained files, else scratch; what no file covers is random
+    workdir.mkdir(parents=True, exist_ok=True)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
+    restored = checkpoints.restore(abstract, identity)
+    build.save_config(config, workdir)
+    if restored:
+        state, meta = restored
+        figures = meta["figures"]
+    else:
+        variables = method.init(key, example)
+        if config.weights:
+            variables = build.load_weights(method, variables, config.weights)
+        state = jax.jit(make_state, out_shardings=layout.replicated)(variables)
+        figures = None
+    start = int(state.step)
+
+    # ---- Step, evaluation, loop
+    step = make_train_step(
+        method, tx, trainable=optimizer.trainable(config.optimizer, labels), seed=config.seed,
+        learning_rate=optimizer.learning_rate(config.optimizer, total), ema=config.optimizer.ema,
+    )  # fmt: skip
+    log = Log(
+        workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size,
+        tensorboard=config.log.tensorboard, active=jax.process_index() == 0,
+    )  # fmt: skip
+    batches = pipeline.train_batches(
+        source, **order, start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
+        workers=config.loader.workers, threads=config.loader.threads, prefetch=config.loader.prefetch,
+    )  # fmt: skip
+    batches = pipeline.to_device(batches, layout.data)
+
+    def ids(step):
+        return [source.ids[i] for i in pipeline.train_indices(len(source), seed=config.seed, step=step,
+                                                              batch_size=config.batch_size)]  # fmt: skip
+
+    build.announce(config, method, source, state, start=start, total=total)
+    with Interrupt() as interrupt:
+        try:
+            loop = Loop(
+                sharding.jit_step(step, layout), Schedule.of(config, total), evaluate=build.evaluator(config, method),
+                checkpoints=checkpoints, log=log, interrupt=interrupt, identity=identity, ids=ids,
+            )  # fmt: skip
+            state, figures = loop.run(state, batches, figures=figures)
+        finally:
+            batches.close()
+            checkpoints.close()
+            log.close()
+    return Result(state, figures, interrupt.signal)
+
+
+def main() -> int:
+    """The command: flags to `train`, its result to the exit status."""
+    import jax
+    from absl import flags
+    from ml_collections import config_flags
+
+    from avs_jax import cli
+    from avs_jax.errors import InputError
+
+    values = flags.FLAGS
+    for name in ("config", "workdir"):
+        if not getattr(values, name):
+            raise InputError(f"--{name}", expected="to be given", found="nothing", hint=__doc__.splitlines()[0])
+    if values.distributed:
+        jax.distributed.initialize()
+    cli.enable_compile_cache()
+    config = values.config
+    changed = config_flags.get_override_values(values["config"])
+    if "steps" in changed and "epochs" not in changed:  # the length given on the command line is the one meant
+        config.epochs = 0.0
+    if "epochs" in changed and "steps" not in changed:
+        config.steps = 0
+    result = train(config, values.workdir)
+    return 128 + result.stopped_by if result.stopped_by else 0
+
+
+if __name__ == "__main__":  # data processes import this module again: nothing above may touch flags or devices
+    from absl import flags
+
+    from avs_jax import cli
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    cli.config_flag()
+    flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
+    flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster or TPU pod.")
+    cli.run(main)

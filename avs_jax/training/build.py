@@ -1,0 +1,141 @@
+"""From the config's sections to objects: the method, the sources, the evaluation, the number of steps."""
+
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from avs_jax import config as configs
+from avs_jax import metrics
+from avs_jax.data.clip import validate
+from avs_jax.data.pipeline import Cached, difference
+from avs_jax.data.sources import create_source
+from avs_jax.errors import InputError, nearest
+from avs_jax.methods import Method, create
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+def build_method(config) -> Method:
+    """The method of the config's `method` section, computing in its `precision`.
+
+    Raises:
+      InputError: an unknown method, option or precision, or a method without reduced precision.
+    """
+    if config.precision not in PRECISIONS:
+        raise InputError("precision", expected=" or ".join(PRECISIONS), found=repr(config.precision),
+                         hint=nearest(config.precision, PRECISIONS))  # fmt: skip
+    options = config.method.to_dict()
+    name = options.pop("name")
+    if config.precision != "float32":
+        options["compute_dtype"] = config.precision
+    return create(name, **options)
+
+
+def build_source(config, split: str):
+    """The source of split "train", "eval" or "test", with the `loader` section's wrappers.
+
+    Raises:
+      InputError: an unknown source or option, or data that do not fit it.
+    """
+    source = create_source(config.data.source, **configs.split_options(config, split))
+    if config.loader.skip_bad:
+        from avs_jax.check import good_indices
+        from avs_jax.data.sources.subset import Subset
+
+        source = Subset(source, good_indices(source))
+    return Cached(source) if config.loader.cache else source
+
+
+def total_steps(config, clips: int) -> int:
+    """Optimiser steps of the whole run: `steps`, or `epochs` over `clips` clips.
+
+    Raises:
+      InputError: both or neither are set.
+    """
+    if (config.steps > 0) == (config.epochs > 0):
+        raise InputError("steps, epochs", expected="one of them above 0", found=f"{config.steps}, {config.epochs}",
+                         hint="Set the other to 0.")  # fmt: skip
+    return config.steps or math.ceil(config.epochs * clips / config.batch_size)
+
+
+def identity(config) -> dict:
+    """What a run is a function of, beside its data: a checkpoint refuses to go on under another one.
+
+    Its length, its logging, evaluation and loading may change, and so may the folder its data lie in.
+    """
+    sections = ("seed", "batch_size", "precision", "method", "optimizer", "tagging")
+    return {k: v for k, v in config.to_dict().items() if k in sections}
+
+
+def save_config(config, workdir: Path) -> None:
+    """Writes config.json in one piece: a kill leaves the old one or the new one."""
+    if jax.process_index() == 0:
+        configs.save(config, workdir / "config.json.new")
+        (workdir / "config.json.new").replace(workdir / "config.json")
+
+
+def example_batch(source) -> dict:
+    """Clip 0 as a checked batch of one: what a method's `init` looks at."""
+    clip = dict(validate(source[0], num_classes=len(source.class_names)))
+    clip.pop("id")
+    batch = {k: np.asarray(v)[None] for k, v in clip.items()}
+    return {**batch, "index": np.zeros(1, np.int32), "valid": np.ones(1, bool)}
+
+
+def load_weights(method, variables, files: str):
+    """Variables with what the comma-separated files hold: public checkpoints, or the workdir of an earlier run.
+
+    Raises:
+      InputError: a file that is missing or does not fit the method.
+    """
+    paths = [Path(p).expanduser() for p in files.split(",") if p]
+    if len(paths) == 1 and (paths[0] / "config.json").is_file():
+        from avs_jax.training.checkpoint import load_checkpoint
+
+        return _merged(variables, load_checkpoint(paths[0])[1], paths[0])
+    from avs_jax.weights import load_torch
+
+    return load_torch(method, [str(p) for p in paths], partial=True)
+
+
+def _merged(variables, loaded, path):
+    """The loaded variables, which must have the tree and shapes of the method's own."""
+    shapes, found = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), v) for v in (variables, loaded))
+    name = difference({"": shapes}, {"": found})
+    if name:
+        raise InputError(f"{path}, array {name[0].strip('.')}", expected=str(name[1]), found=str(name[2]),
+                         hint="The run in `weights` trained another architecture.")  # fmt: skip
+    return loaded
+
+
+def evaluator(config, method):
+    """TrainState -> figures on the eval split, which is opened when first needed."""
+    source = None
+    conditions = ("true",)
+    if config.eval.best in ("audio_gain", "j_swap", "j_silence", "j_noise"):
+        conditions = metrics.CONDITIONS
+
+    def evaluate(state) -> dict[str, float]:
+        nonlocal source
+        source = source or build_source(config, "eval")
+        figures = metrics.evaluate(
+            method, state.variables, source, batch_size=config.eval.batch_size, max_clips=config.eval.max_clips,
+            conditions=conditions, mesh=state.step.sharding.mesh, threads=config.loader.threads,
+        )  # fmt: skip
+        if config.eval.best not in figures:
+            raise InputError("eval.best", expected="a figure of the evaluation", found=repr(config.eval.best),
+                             hint=nearest(config.eval.best, figures))  # fmt: skip
+        return figures
+
+    return evaluate
+
+
+def announce(config, method, source, state, *, start: int, total: int) -> None:
+    """One line on what is about to happen."""
+    if jax.process_index() == 0:
+        size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
+        begin = f"resuming at step {start}" if start else "starting"
+        print(f"{begin}: {method.name}, {size:.2f} M parameters, {len(source)} clips, {total} steps of "
+              f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)", flush=True)  # fmt: skip

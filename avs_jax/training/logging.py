@@ -1,0 +1,129 @@
+"""What a run writes down: metrics that resuming reproduces byte for byte, timings, TensorBoard, a progress line.
+
+`metrics.jsonl` holds nothing but functions of (config, step); what the clock says goes to `timing.jsonl`.
+"""
+
+import json
+import math
+import os
+import time
+from pathlib import Path
+
+
+class Log:
+    """Writes a run's metrics. Only the first process writes; on the others every method does nothing.
+
+    Args:
+      workdir: an existing folder.
+      step: the step the run resumes from (0 afresh): lines beyond it, and a line that a kill tore, are cut off.
+      evaluated: whether that step's evaluation is in its checkpoint; if not, it is done again and its line cut off too.
+      total: steps of the whole run, for the time left.
+      batch_size: clips a step, for the rate.
+      tensorboard: also write events for TensorBoard.
+    """
+
+    def __init__(self, workdir, *, step: int, evaluated: bool, total: int, batch_size: int, tensorboard: bool = True,
+                 active: bool = True):  # fmt: skip
+        self.active, self.total, self.batch_size = active, total, batch_size
+        self._events = None
+        if not active:
+            return
+        workdir = Path(workdir)
+        self._files = [_resume_lines(workdir / name, step, evaluated) for name in ("metrics.jsonl", "timing.jsonl")]
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            # The event file of a killed run may hold steps that are done again now: they are marked as purged.
+            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+        self.restart_clock(step)
+
+    def restart_clock(self, step: int) -> None:
+        """Starts a new interval for the rate: what lies before (compilation, evaluation, saving) is not training."""
+        self._start, self._step, self._waited = time.perf_counter(), step, 0.0
+
+    def waited(self, seconds: float) -> None:
+        """Counts time in which the step stood waiting for input."""
+        self._waited += seconds
+
+    def train(self, step: int, metrics: dict[str, float]) -> None:
+        """One step's metrics, and the rate since the last call."""
+        if not self.active:
+            return
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        steps = max(step - self._step, 1)
+        timing = {
+            "clips_per_s": steps * self.batch_size / elapsed,
+            "input_wait": self._waited / elapsed,
+            "eta_s": (self.total - step) * elapsed / steps,
+        }
+        self.restart_clock(step)
+        self._write(step, metrics, timing)
+        print(
+            f"step {step}/{self.total}  loss {metrics['loss']:.4f}  {timing['clips_per_s']:.1f} clips/s  "
+            f"eta {_duration(timing['eta_s'])}  input wait {timing['input_wait']:.0%}",
+            flush=True,
+        )
+
+    def evaluation(self, step: int, figures: dict[str, float], seconds: float) -> None:
+        """The figures of an evaluation after `step`."""
+        if not self.active:
+            return
+        self._write(step, {f"eval/{k}": v for k, v in figures.items()}, {"eval_s": seconds})
+        head = ("miou", "fscore", "audio_gain")
+        shown = {k: figures[k] for k in head if k in figures} or dict(list(figures.items())[:3])
+        text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
+        print(f"eval at step {step}:  {text}  ({_duration(seconds)})", flush=True)
+
+    def _write(self, step, metrics, timing):
+        for file, values in zip(self._files, (metrics, timing), strict=True):
+            file.write(json.dumps({"step": step, **{k: _json(v) for k, v in values.items()}}) + "\n")
+            file.flush()
+        if self._events:
+            for name, value in {**metrics, **{f"timing/{k}": v for k, v in timing.items()}}.items():
+                self._events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+
+    def sync(self) -> None:
+        """Makes sure of what was written: called before a checkpoint of the same step is."""
+        if not self.active:
+            return
+        for file in self._files:
+            os.fsync(file.fileno())
+        if self._events:
+            self._events.flush()
+
+    def close(self) -> None:
+        if not self.active:
+            return
+        for file in self._files:
+            file.close()
+        if self._events:
+            self._events.close()
+
+
+def _resume_lines(path: Path, step: int, evaluated: bool):
+    """Opens a file of JSON lines for appending, cut after the last whole line that the resumed run will not repeat."""
+    file = open(path, "a+b")
+    file.seek(0)
+    end = 0
+    for line in file:
+        try:
+            values = json.loads(line)
+            repeated = any(k.startswith("eval") for k in values) and not evaluated and values["step"] == step
+            if repeated or values["step"] > step or not line.endswith(b"\n"):
+                break
+        except (ValueError, KeyError, TypeError):  # a torn or foreign line, and all that follows it
+            break
+        end += len(line)
+    file.truncate(end)
+    file.close()
+    return open(path, "a")
+
+
+def _json(value: float) -> float | None:
+    """JSON knows no NaN: an undefined figure is null."""
+    return value if math.isfinite(value) else None
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds + 0.5), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

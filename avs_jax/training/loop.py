@@ -1,0 +1,126 @@
+"""The training loop: steps, metrics one step late, evaluations, checkpoints, and a clean way out."""
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+
+from avs_jax.errors import TrainingError
+from avs_jax.training.checkpoint import Checkpoints
+from avs_jax.training.interrupt import Interrupt
+from avs_jax.training.logging import Log
+from avs_jax.training.state import TrainState
+
+
+class Schedule(NamedTuple):
+    """When the loop does what, in steps.
+
+    total: where the run ends. log, save, evaluate: periods; all three also happen at the end.
+    """
+
+    total: int
+    log: int
+    save: int
+    evaluate: int
+
+    @classmethod
+    def of(cls, config, total: int) -> "Schedule":
+        """As the config says; a period of 0 or less is never."""
+        never = total + 1
+        periods = config.log.every_steps, config.checkpoint.every_steps, config.eval.every_steps
+        log, save, evaluate = (p if p > 0 else never for p in periods)
+        return cls(total, log, save, evaluate)
+
+
+class Loop:
+    """One run's loop. Everything it does after step n is a function of n and the state, never of where it started.
+
+    Args:
+      step: the compiled training step; it takes the state's buffers.
+      schedule: when to log, evaluate and save.
+      evaluate: TrainState -> figures.
+      checkpoints, log, interrupt: where to save, what to write to, who asks to stop.
+      identity: saved with every checkpoint.
+      ids: step (0-based) -> the ids of the clips it trains on, to name them.
+    """
+
+    def __init__(self, step: Callable, schedule: Schedule, *, evaluate: Callable, checkpoints: Checkpoints, log: Log,
+                 interrupt: Interrupt, identity: dict, ids: Callable):  # fmt: skip
+        self._step, self._schedule, self._evaluate = step, schedule, evaluate
+        self._checkpoints, self._log, self._interrupt = checkpoints, log, interrupt
+        self._identity, self._ids = identity, ids
+        self._pending = None  # (step, metrics on the device) not yet fetched
+
+    def run(self, state: TrainState, batches: Iterator, *, figures: dict | None = None):
+        """Trains from `state.step` to the end, or until asked to stop; the last state is saved either way.
+
+        Args:
+          state: donated to the first step.
+          batches: on the devices, the first being that of step `state.step`.
+          figures: the evaluation that was saved with `state`, if there was one.
+        Returns:
+          (state, the last evaluation's figures or None).
+        Raises:
+          TrainingError: loss or gradient was not finite.
+        """
+        step, total = int(state.step), self._schedule.total
+        if self._evaluation_due(step) and figures is None:  # stopped between a step and its evaluation
+            figures = self._evaluated(step, state)
+            self._checkpoints.replace(step, state, identity=self._identity, figures=figures)
+        self._log.restart_clock(step)
+        while step < total and not self._interrupt.signal:
+            start = time.perf_counter()
+            batch = next(batches)
+            self._log.waited(time.perf_counter() - start)
+            state, metrics = self._step(state, batch)
+            step += 1
+            self._flush()  # the step before is done, or nearly: the devices already have this one
+            if step % self._schedule.log == 0 or step in (1, total):
+                self._pending = step, metrics
+            stop = bool(self._interrupt.signal) or self._checkpoints.reached_preemption(step)
+            if self._evaluation_due(step) or step % self._schedule.save == 0 or step == total or stop:
+                figures = self._pause(step, state, evaluate=self._evaluation_due(step) and not stop) or figures
+            if stop:
+                break
+        return state, figures
+
+    def _evaluation_due(self, step: int) -> bool:
+        return step > 0 and (step == self._schedule.total or step % self._schedule.evaluate == 0)
+
+    def _pause(self, step, state, *, evaluate):
+        """Evaluates first, then saves: what is saved says how good it is, and a kill in between loses neither."""
+        self._flush()
+        self._check(int(state.bad_step))
+        figures = self._evaluated(step, state) if evaluate else None
+        self._log.sync()
+        self._checkpoints.save(step, state, identity=self._identity, figures=figures)
+        self._log.restart_clock(step)
+        return figures
+
+    def _evaluated(self, step, state):
+        start = time.perf_counter()
+        figures = {k: float(v) for k, v in self._evaluate(state).items() if math.isfinite(v)}
+        self._log.evaluation(step, figures, time.perf_counter() - start)
+        return figures
+
+    def _flush(self):
+        """Fetches and writes the metrics that wait."""
+        if self._pending is None:
+            return
+        (step, metrics), self._pending = self._pending, None
+        metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
+        self._check(int(metrics.pop("bad_step")))
+        self._log.train(step, metrics)
+
+    def _check(self, bad_step: int):
+        if bad_step < 0:
+            return
+        last = self._checkpoints.latest()
+        good = f"the last good checkpoint is that of step {last}" if last is not None else "no checkpoint was saved yet"
+        clips = ", ".join(self._ids(bad_step))
+        raise TrainingError(
+            f"step {bad_step + 1}: loss or gradient is not finite, on clips {clips}; {good}. "
+            "Lower optimizer.lr, set optimizer.clip_norm, or look at these clips."
+        )

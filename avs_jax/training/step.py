@@ -1,0 +1,47 @@
+"""The training step: a pure function (state, batch) -> (state, metrics), the same for every method."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from avs_jax.training.state import TrainState
+
+
+def make_train_step(method, optimizer, *, trainable, learning_rate: Callable, seed: int, ema: float = 0.0) -> Callable:
+    """The step to jit, with the state donated.
+
+    Args:
+      method: its `loss` is minimised.
+      optimizer: an optax transformation of the gradients.
+      trainable: tree of bool like the parameters; the others' gradients are never computed.
+      learning_rate: step -> rate, for the metrics.
+      seed: step t draws from fold_in(key(seed), t), and from nothing else.
+      ema: decay of the parameters' moving average; 0 = none.
+    Returns:
+      (state, batch) -> (state, {name: () float32}). The metrics hold the method's own, `loss`, the norms of gradient,
+      update and parameters, the learning rate, and `bad_step` (see TrainState).
+    """
+
+    def train_step(state: TrainState, batch):
+        rng = jax.random.fold_in(jax.random.key(seed), state.step)
+        loss_and_grad = jax.value_and_grad(method.loss, has_aux=True)
+        (loss, (model_state, metrics)), grads = loss_and_grad(state.params, state.model_state, batch, rng, state.step)
+        grads = jax.tree.map(lambda g, t: g if t else jnp.zeros_like(g), grads, trainable)
+        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, updates)
+        grad_norm = optax.tree.norm(grads)
+
+        # A step that is not finite leaves everything as it was, and so do all after it: no host has to look meanwhile.
+        finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+        bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
+        new = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
+        if ema:
+            new = new.replace(ema=optax.incremental_update(params, state.ema, 1 - ema))
+        new = jax.tree.map(lambda a, b: jnp.where(bad_step < 0, a, b), new, state).replace(bad_step=bad_step)
+
+        norms = {"grad_norm": grad_norm, "update_norm": optax.tree.norm(updates), "param_norm": optax.tree.norm(params)}
+        return new, {**metrics, "loss": loss, **norms, "lr": learning_rate(state.step), "bad_step": bad_step}
+
+    return train_step
