@@ -42,6 +42,8 @@ class Method:
       param_groups: params -> a tree like params of labels: a learning-rate group's name, or "frozen".
       torch_keys: the table public state-dict key <-> parameter (see `avs_jax.weights`).
       attention: (variables, batch) -> {name: maps}, or None: what the method looks at, for pictures.
+      embed_audio: (params["audio"], windows of sound (N, ...) float32) -> (N, D) float32, the audio encoder alone, so
+        that a frozen one runs once per clip; None where there is nothing to cache.
     """
 
     name: str
@@ -54,6 +56,7 @@ class Method:
     param_groups: Callable
     torch_keys: Any = None
     attention: Callable | None = None
+    embed_audio: Callable | None = None
 
 
 def create(name: str, **options) -> Method:
@@ -68,6 +71,7 @@ def create(name: str, **options) -> Method:
     valid = list(inspect.signature(build).parameters)
     for option in options:
         if option not in valid:
-            raise InputError(f"method.{option}", expected=f"an option of '{name}'", found=repr(option),
-                             hint=nearest(option, valid))
+            raise InputError(
+                f"method.{option}", expected=f"an option of '{name}'", found=repr(option), hint=nearest(option, valid)
+            )
     return build(**options)

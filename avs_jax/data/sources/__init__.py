@@ -31,6 +31,9 @@ class Source(Protocol):
     def audio(self, index: int):
         """Only the `audio` field of clip `index`: what another clip hears when sounds are swapped."""
 
+    def visual(self, index: int) -> Clip:
+        """Clip `index` without its `audio`: for a cached `audio_embedding` to take its place."""
+
     def fingerprint(self) -> dict:
         """JSON-able identity (name, options, length): a run refuses to resume on other data."""
 
@@ -42,12 +45,18 @@ def create_source(name: str, **options) -> Source:
       InputError: an unknown source or option, naming the nearest valid one.
     """
     if name not in SOURCES:
-        raise InputError("data.source", expected="the name of a data set", found=repr(name), hint=nearest(name, SOURCES))
+        raise InputError(
+            "data.source", expected="the name of a data set", found=repr(name), hint=nearest(name, SOURCES)
+        )
     module, cls = SOURCES[name].split(".")
     cls = getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)
     valid = [p for p in __import__("inspect").signature(cls).parameters]
     for option in options:
         if option not in valid:
-            raise InputError(f"data.{option}", expected=f"an option of the '{name}' source", found=repr(option),
-                             hint=nearest(option, valid))
+            raise InputError(
+                f"data.{option}",
+                expected=f"an option of the '{name}' source",
+                found=repr(option),
+                hint=nearest(option, valid),
+            )
     return cls(**options)

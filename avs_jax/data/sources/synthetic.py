@@ -96,6 +96,10 @@ class SyntheticSource:
 
     def __getitem__(self, index: int) -> Clip:
         """Clip `index` as the record of `avs_jax.data.clip`."""
+        return {**self.visual(index), "audio": self.audio(index)}
+
+    def visual(self, index: int) -> Clip:
+        """Clip `index` without its `audio`."""
         index = self._index(index)
         scene = self.scene(index)
         frames, instances = self._draw(scene, index)
@@ -106,7 +110,6 @@ class SyntheticSource:
             labels[1:] = IGNORE
         return {
             "frames": frames,
-            "audio": self.front_end(self._mix(scene, index), self.sample_rate, NUM_FRAMES),
             "labels": labels,
             "labelled": labelled,
             "id": self.ids[index],
