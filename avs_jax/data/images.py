@@ -1,0 +1,125 @@
+"""Frames and masks from image files, checked before and while they are decoded."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from avs_jax.errors import InputError
+
+MAX_PIXELS = 1 << 26  # of an image of no particular size: 8192 x 8192
+_FRAME_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+_MASK_MODES = (*_FRAME_MODES, "I;16", "I")
+
+
+def read_frame(path: str | Path, size: tuple[int, int] | None = None, resize: bool = False) -> np.ndarray:
+    """Reads one frame, PNG or JPEG.
+
+    Args:
+      size: the (height, width) it must have; None takes any.
+      resize: scale a frame of another size to `size` (see `squash`) in place of refusing it.
+    Returns:
+      (H, W, 3) uint8 RGB. Transparency is dropped.
+    Raises:
+      InputError: the file is missing, cut short or no 8-bit PNG or JPEG, or the frame has another size.
+    """
+    with _open(path, ("PNG", "JPEG"), _FRAME_MODES) as image:
+        other = _check_size(path, image, size, resize)
+        image = _decode(path, image, "RGB")
+        return np.asarray(squash(image, size) if other else image)
+
+
+def read_mask(path: str | Path, size: tuple[int, int] | None = None, resize: bool = False) -> np.ndarray:
+    """Reads one binary mask, PNG of any mode, without dithering.
+
+    A pixel sounds where its colour is not black; a palette index counts as its colour, and a fully transparent pixel
+    as black. Should every colour the image uses be black although it holds several palette indices (its palette is
+    lost), index 0 is the background.
+
+    Args:
+      size, resize: as for `read_frame`; a mask is scaled to the nearest pixel.
+    Returns:
+      (H, W) uint8: 1 where something sounds, 0 elsewhere.
+    Raises:
+      InputError: the file is missing, cut short or no PNG, or the mask has another size.
+    """
+    with _open(path, ("PNG",), _MASK_MODES) as image:
+        other = _check_size(path, image, size, resize)
+        mask = _sounding(_decode(path, image))
+    if other:
+        mask = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
+    return mask
+
+
+def squash(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Scales to `size` (height, width), aspect ratio not kept: bilinear between the four nearest pixels without
+    antialiasing, as OpenCV's resize, which made the public frames."""
+    height, width = size
+    scale = (image.width / width, 0, 0, 0, image.height / height, 0)
+    return image.transform((width, height), Image.Transform.AFFINE, scale, Image.Resampling.BILINEAR)
+
+
+def _sounding(image: Image.Image) -> np.ndarray:
+    values = np.asarray(image)
+    if image.mode == "P":
+        palette = np.zeros((256, 3), np.uint8)
+        colours = np.asarray(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(colours)] = colours
+        coloured = palette.any(axis=1)[values]
+        return np.asarray(coloured if coloured.any() else values > 0, np.uint8)
+    if image.mode == "LA":
+        return np.asarray((values[..., 0] > 0) & (values[..., 1] > 0), np.uint8)
+    if image.mode in ("RGB", "RGBA"):
+        coloured = values[..., :3].any(axis=-1)
+        return np.asarray(coloured & (values[..., 3] > 0) if image.mode == "RGBA" else coloured, np.uint8)
+    return np.asarray(values > 0, np.uint8)
+
+
+def _open(path: str | Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Image.Image:
+    """Reads the header only."""
+    path = Path(path)
+    expected = f"a {' or '.join(formats)} image"
+    try:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+    except FileNotFoundError:
+        raise InputError(path, expected=expected, found="no such file") from None
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise InputError(path, expected=expected, found=_reason(path, error)) from None
+    if image.format not in formats:
+        found = f"a {image.format}, which blurs the edge of a mask" if image.format == "JPEG" else f"a {image.format}"
+        raise InputError(path, expected=expected, found=found)
+    if image.mode not in modes:
+        raise InputError(path, expected=f"an image of mode {', '.join(modes)}", found=f"mode {image.mode}")
+    return image
+
+
+def _check_size(path, image: Image.Image, size: tuple[int, int] | None, resize: bool) -> bool:
+    """Whether the image must be resized."""
+    found = (image.height, image.width)
+    if found[0] * found[1] > MAX_PIXELS:
+        raise InputError(path, expected=f"at most {MAX_PIXELS} pixels", found=f"{found[0]} x {found[1]}")
+    if size is None or found == tuple(size):
+        return False
+    if not resize:
+        raise InputError(
+            path,
+            expected=f"{size[0]} x {size[1]} pixels",
+            found=f"{found[0]} x {found[1]}",
+            hint="Set data.image_size to the size on disk, or data.resize=True to scale every image.",
+        )
+    return True
+
+
+def _decode(path, image: Image.Image, mode: str | None = None) -> Image.Image:
+    try:
+        image.load()
+        return image.convert(mode) if mode else image
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
+        raise InputError(path, expected="a whole image", found=_reason(Path(path), error)) from None
+
+
+def _reason(path: Path, error: Exception) -> str:
+    if path.is_dir():
+        return "a folder"
+    size = path.stat().st_size if path.exists() else 0
+    return f"{size} bytes that do not decode: {error}" if size else "an empty file"
