@@ -22,8 +22,7 @@ def pixel_bce(logits, targets):
 
 
 def _forward(logits, targets):
-    logits = logits.astype(jnp.float32)
-    targets = targets.astype(jnp.float32)
+    logits, targets = jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32)
     p = jax.nn.sigmoid(logits)
     log_p = jnp.maximum(jnp.log(p), LOG_FLOOR)
     log_q = jnp.maximum(jnp.log1p(-p), LOG_FLOOR)

@@ -1,6 +1,6 @@
 """TPAVI: Zhou et al., Audio-visual segmentation, ECCV 2022 (settings S4 and MS3)."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -144,32 +144,45 @@ def create(
       InputError: an option out of its range.
     """
     options = {k: list(v) if isinstance(v, list | tuple) else v for k, v in locals().items()}
-    _one_of("setting", setting, SETTINGS)
-    _one_of("fusion", fusion, (*tpavi.MODES, "none"))
-    _one_of("attend", attend, ("clip", "frame"))
-    _one_of("compute_dtype", compute_dtype, ("float32", "bfloat16"))
-    stages = tuple(sorted(int(s) for s in tpavi_stages)) if fusion != "none" else ()
-    if len(set(stages)) != len(stages) or any(s not in range(4) for s in stages):
-        raise InputError("method.tpavi_stages", expected="different stages in 0..3", found=str(list(tpavi_stages)))
-    if len(head_channels) != 2 or not neck_dilations or channels % 2:
-        raise InputError("method.head_channels, neck_dilations, channels", expected="two, one or more, an even number",
-                         found=f"{list(head_channels)}, {list(neck_dilations)}, {channels}")  # fmt: skip
-    network = Network(
-        backbone=backbone,
+    return _method(build_network(options), options)
+
+
+def build_network(options: Mapping[str, Any]) -> Network:
+    """The network of `create`'s options.
+
+    Raises:
+      InputError: an option out of its range.
+    """
+    o = dict(options)
+    _one_of("setting", o["setting"], SETTINGS)
+    _one_of("fusion", o["fusion"], (*tpavi.MODES, "none"))
+    _one_of("attend", o["attend"], ("clip", "frame"))
+    _one_of("compute_dtype", o["compute_dtype"], ("float32", "bfloat16"))
+    stages = tuple(sorted(o["tpavi_stages"])) if o["fusion"] != "none" else ()
+    if len(set(stages)) != len(stages) or not set(stages) <= {0, 1, 2, 3}:
+        raise InputError("method.tpavi_stages", expected="different stages in 0..3", found=str(o["tpavi_stages"]))
+    if o["channels"] < 2 or o["channels"] % 2:
+        raise InputError("method.channels", expected="an even number", found=str(o["channels"]))
+    for option, number in (("neck_dilations", len(o["neck_dilations"])), ("head_channels", 2)):
+        sizes = o[option]
+        if not sizes or len(sizes) != number or any(not isinstance(n, int) or n < 1 for n in sizes):
+            raise InputError(f"method.{option}", expected="positive integers" + ", two of them" * (number == 2),
+                             found=str(sizes))  # fmt: skip
+    create_encoder(o["backbone"], width=o["width"])  # an unknown name fails here, not at the first batch
+    return Network(
+        backbone=o["backbone"],
         stages=stages,
-        fusion=fusion,
-        per_frame=attend == "frame",
-        channels=channels,
-        dilations=tuple(neck_dilations),
-        head_channels=tuple(head_channels),
-        encoder_options=(("width", width),),
-        audio_options=(("width", audio_width), ("hidden", audio_hidden)),
-        train_audio=train_audio,
-        output_bias=output_bias,
-        dtype=jnp.dtype(compute_dtype),
+        fusion=o["fusion"],
+        per_frame=o["attend"] == "frame",
+        channels=o["channels"],
+        dilations=tuple(o["neck_dilations"]),
+        head_channels=tuple(o["head_channels"]),
+        encoder_options=(("width", o["width"]),),
+        audio_options=(("width", o["audio_width"]), ("hidden", o["audio_hidden"])),
+        train_audio=o["train_audio"],
+        output_bias=o["output_bias"],
+        dtype=jnp.dtype(o["compute_dtype"]),
     )
-    create_encoder(backbone, width=width)  # an unknown name fails here, not at the first batch
-    return _method(network, options, dice)
 
 
 def _one_of(option, value, valid):
@@ -177,7 +190,9 @@ def _one_of(option, value, valid):
         raise InputError(f"method.{option}", expected=" | ".join(valid), found=repr(value), hint=nearest(value, valid))
 
 
-def _method(network: Network, options: dict, dice: float) -> Method:
+def _method(network: Network, options: dict) -> Method:
+    dice = options["dice"]
+
     def init(rng, batch=None):
         """Random variables; their shapes depend on the options only, so `batch` is checked and not used."""
         if batch is not None:
@@ -215,6 +230,10 @@ def _method(network: Network, options: dict, dice: float) -> Method:
         maps = run(variables, batch).attention
         return {f"stage{i + 1}": m for i, m in enumerate(maps) if m is not None}
 
+    def embed_audio(params, audio):
+        vggish = create_encoder("vggish", **dict(network.audio_options), dtype=network.dtype)
+        return vggish.apply({"params": params}, audio)
+
     def param_groups(params):
         audio = "audio" if network.train_audio else "frozen"
         labels = {"encoder": "encoder", "audio": audio}
@@ -231,6 +250,7 @@ def _method(network: Network, options: dict, dice: float) -> Method:
         param_groups=param_groups,
         torch_keys=torch_table(network),
         attention=attention,
+        embed_audio=embed_audio if network.stages else None,
     )
 
 

@@ -4,13 +4,15 @@ A model lists its public keys as a `models.torch_keys.Table`; this file moves th
 by default every parameter must be covered and every key used.
 """
 
+import difflib
 import os
 from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
 
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError
+from avs_jax.methods import Method
 from avs_jax.models.initialise import initialise
 from avs_jax.models.torch_keys import Rule, Table
 
@@ -24,7 +26,7 @@ def load_torch(model, weights, partial: bool = False) -> dict:
     Args:
       model: a `Method`, or an encoder from `create_encoder`.
       weights: {public key: array}, the path of a file, or a list of those that together cover the model (TPAVI's own
-        file and VGGish's). ImageNet files of the encoder are understood too. A "module." prefix on every key is dropped.
+        file and VGGish's). ImageNet files of the encoder are understood too. A "module." before every key is dropped.
       partial: leave what no file covers at its initial value (key 0). Keys that the model does not have are errors
         either way, but for classifier heads (`fc.*`).
     Returns:
@@ -34,8 +36,8 @@ def load_torch(model, weights, partial: bool = False) -> dict:
       InputError: missing, unexpected, doubly given or wrongly shaped keys, all listed.
     """
     table = table_of(model)
-    state_dict = _merge([_read(w) for w in (weights if isinstance(weights, Sequence) and not isinstance(weights, str)
-                                            else [weights])], table)  # fmt: skip
+    files = weights if isinstance(weights, list | tuple) else [weights]
+    state_dict = _merge([_read(file) for file in files], table)
     variables = jax.eval_shape(lambda: _initial(model))
     _check(state_dict, table, variables, partial)
     covered = {rule.key for rule in table.rules if rule.key in state_dict}
@@ -75,8 +77,8 @@ def to_torch(model, variables) -> dict[str, np.ndarray]:
 
 def table_of(model) -> Table:
     """The table of a `Method` or an encoder."""
-    table = getattr(model, "torch_keys", None) or (model.torch_table() if hasattr(model, "torch_table") else None)
-    if table is None:
+    table = model.torch_keys if isinstance(model, Method) else getattr(model, "torch_table", lambda: None)()
+    if not isinstance(table, Table):
         raise InputError("model", expected="a method or an encoder with public weights", found=repr(model))
     return table
 
@@ -121,7 +123,7 @@ def _public_shape(shape, layout):
 
 def _initial(model):
     rng = jax.random.key(0)
-    return model.init(rng, None) if hasattr(model, "param_groups") else initialise(model, rng, model.example_input())
+    return model.init(rng) if isinstance(model, Method) else initialise(model, rng, model.example_input())
 
 
 def _read(weights) -> StateDict:
@@ -182,8 +184,8 @@ def _check(state_dict, table: Table, variables, partial: bool) -> None:
 
 def _hint(missing, unexpected, partial, rules):
     if unexpected:
-        close = nearest(unexpected[0], missing or rules).split(" Valid names:")[0]
-        return f"For '{unexpected[0]}': {close}" if close.startswith("Did") else ""
+        close = difflib.get_close_matches(unexpected[0], rules, n=1, cutoff=0.8)
+        return f"Is '{unexpected[0]}' meant to be '{close[0]}'?" if close else ""
     if missing and not partial:
         return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
     return "Do the options (backbone, width, stages) fit the file?"

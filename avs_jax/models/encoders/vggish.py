@@ -47,7 +47,9 @@ class VGGish(nn.Module):
         for stage in _STAGES:
             for multiple in stage:
                 he, zero = he_normal(9 * x.shape[-1]), nn.initializers.zeros
-                conv = Conv(self.width * multiple, kernel_init=he, bias_init=zero, dtype=self.dtype, name=f"conv{number}")
+                conv = Conv(
+                    self.width * multiple, kernel_init=he, bias_init=zero, dtype=self.dtype, name=f"conv{number}"
+                )
                 x, number = jax.nn.relu(conv(x)), number + 1
             x = max_pool(x, 2, 2)
         x = x.reshape(x.shape[0], -1)  # (time, frequency, channel), as the public weights expect
