@@ -34,7 +34,7 @@ def train(config, workdir) -> Result:
     import jax
 
     from avs_jax.data import pipeline
-    from avs_jax.training import build, optimizer, sharding
+    from avs_jax.training import build, optimizer, sharding, tagging
     from avs_jax.training.checkpoint import Checkpoints
     from avs_jax.training.interrupt import Interrupt
     from avs_jax.training.logging import Log
@@ -63,21 +63,29 @@ def train(config, workdir) -> Result:
 
     abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
 
-    # ---- Initialisation, in this order: resume, else pretrained files, else scratch; what no file covers is random
+    # ---- Initialisation, in this order: resume, else pretrained files, else scratch; what no file covers is random,
+    #      but for an audio encoder that is first taught to name sounds
     workdir.mkdir(parents=True, exist_ok=True)
+    audio = tagging.load_audio(source) if config.tagging.steps else None
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)
     build.save_config(config, workdir)
     if restored:
         state, meta = restored
-        figures = meta["figures"]
+        figures, embeddings = meta["figures"], None
     else:
         variables = method.init(key, example)
         if config.weights:
             variables = build.load_weights(method, variables, config.weights)
+        if config.tagging.steps:
+            variables = tagging.teach(method, variables, source, audio, seed=config.seed, **config.tagging)
         state = jax.jit(make_state, out_shardings=layout.replicated)(variables)
-        figures = None
     start = int(state.step)
+    if config.tagging.steps and start < total:
+        source = build.with_embeddings(method, source, state.params, embeddings)
+    source = build.cached(config, source)
+    if config.tagging.steps:  # the encoder is frozen from here on: it runs once per clip, not once per step
+        source = tagging.WithEmbeddings(source, tagging.embed(method, state.params["audio"], audio))
 
     # ---- Step, evaluation, loop
     step = make_train_step(

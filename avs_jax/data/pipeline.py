@@ -253,9 +253,15 @@ class Cached:
         return len(self._source)
 
     def __getitem__(self, index: int):
-        if index not in self._clips:
-            self._clips[index] = self._source[index]
-        return dict(self._clips[index])  # its fields may be replaced by who receives it, not written to
+        return self._kept("clip", index, self._source.__getitem__)
+
+    def visual(self, index: int):
+        return self._kept("visual", index, self._source.visual)
+
+    def _kept(self, kind, index, load):
+        if (kind, index) not in self._clips:
+            self._clips[kind, index] = load(index)
+        return dict(self._clips[kind, index])  # its fields may be replaced by who receives it, not written to
 
     def __getstate__(self):
         return {"_source": self._source, "_clips": {}}  # each data process fills its own

@@ -17,58 +17,61 @@ import optax
 from avs_jax.errors import InputError
 
 
-def tag_audio(embed, params, source, *, steps, batch_size, lr, seed, log=print):
-    """Trains the audio encoder to tag the sounds of `source`, deterministically in `seed`.
+def load_audio(source) -> np.ndarray:
+    """Every clip's `audio`, (N, T, ...) float16: half the memory, and precision enough to learn from."""
+    with ThreadPoolExecutor(2) as pool:
+        return np.stack(list(pool.map(lambda i: source.audio(i).astype(np.float16), range(len(source)))))
+
+
+def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
+    """Trains the method's audio encoder to tag sounds with Adam on a cosine to zero; a function of `seed` alone.
 
     Args:
-      embed: (params, audio (N, ...)) -> (N, D) float32, the method's audio encoder.
-      params: the encoder's initial parameters.
-      source: has `sounds(i)` (T, C) bool and `audio(i)` (T, ...) float32.
-      steps, batch_size, lr: Adam on a cosine to zero, `batch_size` windows a step.
+      method: has `embed_audio`, and variables["params"]["audio"] to train.
+      source: has `sounds(i)` (T, C) bool, what is audible in each window of clip i.
+      audio: `load_audio(source)`.
+      batch_size: windows a step.
     Returns:
-      (trained encoder parameters, embeddings (len(source), T, D) float32, tagging accuracy on the last 5 % of clips).
+      The variables with the trained encoder.
     Raises:
-      InputError: the source cannot say what sounds.
+      InputError: the source cannot say what sounds, or the method has no audio encoder of its own.
     """
-    if not hasattr(source, "sounds"):
-        raise InputError(
-            "config.tagging.steps", expected="0 for a data set without sound tags", found=str(steps),
-            hint="Load a pretrained audio encoder, or set method.train_audio=True.",
-        )  # fmt: skip
-    start = time.time()
-    audio, tags = _load(source)
-    held_out = max(1, len(audio) // 20)
+    if not hasattr(source, "sounds") or method.embed_audio is None:
+        what = "method" if hasattr(source, "sounds") else "data set"
+        raise InputError("tagging.steps", expected=f"0, for a {what} without sounds to name", found=str(steps),
+                         hint="Load a pretrained audio encoder, or set method.train_audio=True.")  # fmt: skip
+    start = time.perf_counter()
+    tags = np.stack([source.sounds(i) for i in range(len(source))])
     x, y = audio.reshape(-1, *audio.shape[2:]), tags.reshape(-1, tags.shape[-1])  # windows
-    train = len(x) - held_out * audio.shape[1]
-    head = {"kernel": jnp.zeros((jax.eval_shape(embed, params, x[:1]).shape[-1], y.shape[-1])), "bias": jnp.zeros(y.shape[-1])}
-    tx = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(optax.cosine_decay_schedule(lr, steps)))
-    variables = {"encoder": params, "head": head}
-    opt_state = tx.init(variables)
+    train = len(x) - max(1, len(audio) // 20) * audio.shape[1]  # the last clips are held out
+    params, tx = variables["params"]["audio"], optax.adam(optax.cosine_decay_schedule(lr, steps))
+    width = jax.eval_shape(method.embed_audio, params, x[:1].astype(np.float32)).shape[-1]
+    model = {"encoder": params, "head": {"kernel": jnp.zeros((width, y.shape[-1])), "bias": jnp.zeros(y.shape[-1])}}
 
-    def logits(v, x):
-        return embed(v["encoder"], x.astype(jnp.float32)) @ v["head"]["kernel"] + v["head"]["bias"]
+    def logits(model, x):
+        features = method.embed_audio(model["encoder"], x.astype(jnp.float32))
+        return features @ model["head"]["kernel"] + model["head"]["bias"]
 
     @jax.jit
-    def step(v, opt_state, x, y):
-        grads = jax.grad(lambda v: optax.sigmoid_binary_cross_entropy(logits(v, x), y).mean())(v)
-        updates, opt_state = tx.update(grads, opt_state, v)
-        return optax.apply_updates(v, updates), opt_state
+    def step(model, opt_state, x, y):
+        grads = jax.grad(lambda m: optax.sigmoid_binary_cross_entropy(logits(m, x), y).mean())(model)
+        updates, opt_state = tx.update(grads, opt_state, model)
+        return optax.apply_updates(model, updates), opt_state
 
-    rng = np.random.default_rng([seed, 1])
+    rng, opt_state = np.random.default_rng([seed, 1]), tx.init(model)
     for _ in range(steps):
         rows = rng.integers(0, train, batch_size)
-        variables, opt_state = step(variables, opt_state, x[rows], y[rows].astype(np.float32))
-    guess = _in_batches(jax.jit(lambda x: logits(variables, x) > 0), x[train:])
-    accuracy = float((guess == y[train:]).mean())
-    embeddings = embed_all(embed, variables["encoder"], audio)
-    log(f"tagging: {steps} steps, {accuracy:.1%} of held-out tags right, {time.time() - start:.0f} s")
-    return variables["encoder"], embeddings, accuracy
+        model, opt_state = step(model, opt_state, x[rows], y[rows].astype(np.float32))
+    right = (_in_batches(jax.jit(lambda x: logits(model, x) > 0), x[train:]) == y[train:]).mean()
+    print(f"audio encoder: {steps} steps of naming sounds, {right:.1%} right on held-out clips, "
+          f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    return {**variables, "params": {**variables["params"], "audio": model["encoder"]}}
 
 
-def embed_all(embed, params, audio):
-    """(N, T, ...) front-end features -> (N, T, D) float32, by the frozen encoder."""
+def embed(method, params, audio) -> np.ndarray:
+    """(N, T, ...) front-end features -> (N, T, D) float32 by the frozen encoder, whose parameters are `params`."""
     windows = audio.reshape(-1, *audio.shape[2:])
-    out = _in_batches(jax.jit(lambda x: embed(params, x.astype(jnp.float32))), windows)
+    out = _in_batches(jax.jit(lambda x: method.embed_audio(params, x.astype(jnp.float32))), windows)
     return out.reshape(*audio.shape[:2], -1)
 
 
@@ -76,13 +79,6 @@ def _in_batches(fn, x, size=256):
     """Applies `fn` in batches of one static shape."""
     padded = np.concatenate([x, np.zeros((-len(x) % size, *x.shape[1:]), x.dtype)])
     return np.concatenate([np.asarray(fn(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)]
-
-
-def _load(source):
-    """Every clip's audio as float16 (half the memory; tags need no more) and its tags."""
-    with ThreadPoolExecutor(2) as pool:
-        audio = np.stack(list(pool.map(lambda i: source.audio(i).astype(np.float16), range(len(source)))))
-    return audio, np.stack([source.sounds(i) for i in range(len(source))])
 
 
 class WithEmbeddings:
