@@ -8,8 +8,8 @@ One annotated frame a second is what the data sets have, so one mask a second is
 gives more, and the overlay shows the nearest. Memory does not grow with the length of the input.
 """
 
-import argparse
 import contextlib
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -23,11 +23,13 @@ from avs_jax import config as configs
 from avs_jax.data import media
 from avs_jax.data.audio import front_end as create_front_end
 from avs_jax.data.sources import create_source
-from avs_jax.errors import InputError
+from avs_jax.errors import InputError, nearest
 from avs_jax.prediction import clips as clipping
 from avs_jax.prediction import inputs, output
 
-SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
+SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}  # as users say -> the config's section
+VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")  # a missing file with such a name is no misspelt id
+USAGE = "Usage: python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --output=out"
 
 
 def predict_media(
@@ -196,77 +198,74 @@ def _bar(total: int, name: str, show: bool):
     return tqdm(total=total, desc=name, unit=" frames", disable=None if show else True, dynamic_ncols=True)
 
 
-def predict_with_run(args) -> dict:
-    """What the command does, from its parsed arguments: the run's method on the input."""
-    output.check_output(Path(args.output), args.overwrite)
-    config = configs.load(Path(args.workdir) / "config.json")
-    options = configs.split_options(config, SPLITS[args.split])
-    is_media = Path(args.input).exists() or Path(args.input).suffix.lower() in (".mp4", ".mov", ".mkv", ".webm", ".avi")
+def predict_run(
+    workdir: str | Path,
+    input: str | Path,
+    output_dir: str | Path,
+    *,
+    checkpoint: str = "best",
+    split: str = "test",
+    **options,
+) -> dict:
+    """`predict_media` with the method, image size and front end of a trained run.
+
+    Args:
+      workdir: the folder that training wrote to.
+      input: a video, a folder of frames and a sound file, or the id of a clip of `split` of the run's data set.
+      checkpoint: "best" or "latest".
+      split: "train", "val" (or "eval"), "test".
+      options: further arguments of `predict_media`.
+    Raises:
+      InputError: as `predict_media`, and for a workdir without a run or a checkpoint.
+    """
+    output.check_output(Path(output_dir), options.get("overwrite", False))
+    if split not in SPLITS:
+        raise InputError("--split", expected="the name of a split", found=repr(split), hint=nearest(split, SPLITS))
+    config = configs.load(Path(workdir) / "config.json")
+    data = configs.split_options(config, SPLITS[split])
+    is_media = Path(input).exists() or Path(input).suffix.lower() in VIDEOS
     try:
-        source = create_source(config.data.source, **options)
+        source = create_source(config.data.source, **data)
     except InputError:  # the run's data set is not on this machine: a video does not need it
         if not is_media:
             raise
         source = None
-    if source is not None and not is_media:
-        inputs.find_clip(source, args.input)  # before the checkpoint is read
+    if not is_media:
+        inputs.find_clip(source, str(input))  # before the checkpoint is read
 
     from avs_jax.training.checkpoint import load_checkpoint
 
-    method, variables = load_checkpoint(args.workdir, which=args.checkpoint)
+    method, variables = load_checkpoint(workdir, which=checkpoint)
+    if source is not None:
+        fields = {k: getattr(source, k) for k in ("image_size", "num_frames", "class_names", "front_end")}
+    else:
+        fields = {"image_size": data.get("image_size", 224)}
     return predict_media(
-        method,
-        variables,
-        args.input,
-        args.output,
-        image_size=source.image_size if source is not None else options.get("image_size", 224),
-        num_frames=source.num_frames if source is not None else options.get("num_frames", 5),
-        rate=args.rate,
-        fps=args.fps,
-        audio=args.audio,
-        source=None if is_media else source,
-        class_names=source.class_names if source is not None else None,
-        front_end=source.front_end if source is not None else None,
-        batch_size=args.batch_size,
-        overlay=not args.no_overlay,
-        overwrite=args.overwrite,
-        run={"workdir": str(args.workdir), "checkpoint": args.checkpoint},
-    )
+        method, variables, input, output_dir, source=None if is_media else source,
+        run={"workdir": str(workdir), "checkpoint": checkpoint}, **fields, **options,
+    )  # fmt: skip
 
 
-def _rate(text: str) -> int | str:
-    if text == "all" or (text.isdecimal() and int(text) > 0):
-        return text if text == "all" else int(text)
-    raise argparse.ArgumentTypeError(f"expected a whole number of masks per second, or 'all'; found '{text}'")
+def main() -> int:
+    """The command: flags to `predict_run`, its result to the terminal."""
+    from absl import flags
 
+    from avs_jax import cli
 
-def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m avs_jax.predict", description=__doc__.split("\n\n")[0])
-    parser.add_argument("--workdir", required=True, help="the folder that training wrote to")
-    parser.add_argument("--input", required=True, help="a video, a folder of frames and a sound file, or a clip's id")
-    parser.add_argument("--output", required=True, help="the folder to write to")
-    parser.add_argument("--checkpoint", default="best", choices=("best", "latest"))
-    parser.add_argument("--split", default="test", choices=tuple(SPLITS), help="where to look for a clip's id")
-    parser.add_argument("--rate", type=_rate, default=1, help="masks per second, or 'all' (default: 1)")
-    parser.add_argument("--fps", type=float, help="frame rate of a folder of frames (default: 1)")
-    parser.add_argument("--audio", help="a sound file to use in place of the input's own")
-    parser.add_argument("--batch-size", type=int, default=4, help="clips at a time (default: 4)")
-    parser.add_argument("--no-overlay", action="store_true", help="write masks and report only")
-    parser.add_argument("--overwrite", action="store_true", help="write to --output even where other files are")
-    return parser.parse_args(argv)
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    args = parse(argv)
+    values = flags.FLAGS
+    for name in ("workdir", "input", "output"):
+        if not getattr(values, name):
+            raise InputError(f"--{name}", expected="to be given", found="nothing", hint=USAGE)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half done is removed
+    cli.enable_compile_cache()
     try:
-        result = predict_with_run(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        result = predict_run(
+            values.workdir, values.input, values.output, checkpoint=values.checkpoint, split=values.split,
+            rate=int(values.rate) if values.rate.isdecimal() else values.rate, fps=values.fps, audio=values.audio,
+            batch_size=values.batch_size, overlay=values.overlay, overwrite=values.overwrite,
+        )  # fmt: skip
     except KeyboardInterrupt:
-        print(f"interrupted; no new prediction in {args.output}", file=sys.stderr)
+        print(f"interrupted; no new prediction in {values.output}", file=sys.stderr)
         return 128 + signal.SIGINT
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
@@ -275,4 +274,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    from absl import flags
+
+    from avs_jax import cli
+
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    flags.DEFINE_string("workdir", None, "The folder that training wrote to.")
+    flags.DEFINE_string("input", None, "A video, a folder of frames and a sound file, or a clip's id.")
+    flags.DEFINE_string("output", None, "The folder to write to.")
+    flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which parameters.")
+    flags.DEFINE_enum("split", "test", list(SPLITS), "Where to look for a clip's id.")
+    flags.DEFINE_string("rate", "1", "Masks per second, or 'all'.")
+    flags.DEFINE_float("fps", None, "Frame rate of a folder of frames; 1 where not given.")
+    flags.DEFINE_string("audio", None, "A sound file to use in place of the input's own.")
+    flags.DEFINE_integer("batch_size", 4, "Clips at a time.", lower_bound=1)
+    flags.DEFINE_bool("overlay", True, "Write the overlay video.")
+    flags.DEFINE_bool("overwrite", False, "Write to --output even where other files are.")
+    cli.run(main)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import av
 import numpy as np
+from av.video.reformatter import Colorspace
 
 from avs_jax.data.media import opened, probe_sound, read_sound_blocks
 
@@ -39,7 +40,9 @@ class VideoWriter:
         self._video = self._file.add_stream("libx264", rate=Fraction(fps).limit_denominator(60000))
         self._video.width, self._video.height = self._width + self._width % 2, self._height + self._height % 2
         self._video.pix_fmt = "yuv420p"
-        self._video.codec_context.time_base = Fraction(1, CLOCK)
+        codec = self._video.codec_context
+        codec.time_base = Fraction(1, CLOCK)
+        codec.colorspace = codec.color_primaries = codec.color_trc = int(Colorspace.ITU709)
         self._video.options = {"crf": str(crf), "preset": "veryfast"}
         self._sound: Iterator[float] | None = _sound_track(self._file, sound, sound_origin)
         self._heard = 0.0
@@ -49,8 +52,10 @@ class VideoWriter:
         pts = self._last + self._step if time is None and self._last >= 0 else round((time or 0.0) * CLOCK)
         pts = max(pts, self._last + 1)
         self._last = pts
-        pad = ((0, self._video.height - self._height), (0, self._video.width - self._width), (0, 0))
-        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(np.pad(frame, pad, mode="edge")), format="rgb24")
+        if self._height % 2 or self._width % 2:
+            frame = np.pad(frame, ((0, self._height % 2), (0, self._width % 2), (0, 0)), mode="edge")
+        picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
+        picture = picture.reformat(format="yuv420p", dst_colorspace=Colorspace.ITU709)
         picture.pts, picture.time_base, picture.duration = pts, Fraction(1, CLOCK), self._step
         self._file.mux(self._video.encode(picture))
         self._hear(pts / CLOCK)
