@@ -80,7 +80,7 @@ class AVSBenchSource:
 
     def __init__(
         self,
-        root: str | Path,
+        root: str | Path = "",
         setting: str = "s4",
         split: str = "train",
         image_size: int | tuple[int, int] = 224,
@@ -94,6 +94,7 @@ class AVSBenchSource:
         self.sound = _choice("sound", sound, ("auto", "log_mel", "wav"))
         self.image_size, self.resize = _size(image_size), bool(resize)
         self.resampler = _choice("resampler", resampler, audio.RESAMPLERS)
+        _choice("front_end", front_end, audio.FRONT_ENDS)
         self.front_end = audio.front_end(front_end, resampler=resampler)
         if front_end != "vggish" and sound != "wav":
             raise InputError("data.sound", expected=f"'wav' with front end '{front_end}'", found=repr(sound))
@@ -225,12 +226,13 @@ class AVSBenchSource:
 
 def find_root(root: str | Path, layout: Layout) -> Path:
     """The setting's own folder: `root` itself or the one within it."""
+    hint = "Set data.root to the folder that holds Single-source/ and Multi-sources/."
+    if not root:
+        raise InputError("data.root", expected="the folder of AVSBench", found="nothing", hint=hint)
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise InputError(
-            root, expected="the folder of AVSBench", found="a file" if root.exists() else "no such folder",
-            hint="Set data.root to the folder that holds Single-source/ and Multi-sources/.",
-        )  # fmt: skip
+        found = "a file" if root.exists() else "no such folder"
+        raise InputError(root, expected="the folder of AVSBench", found=found, hint=hint)
     for folder in (root / layout.folder, root):
         if (folder / layout.table).is_file():
             return folder
