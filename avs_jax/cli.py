@@ -1,5 +1,6 @@
 """How every command starts: flags parsed, errors told in one line, the compilation cache switched on."""
 
+import logging as std_logging
 import os
 import sys
 from collections.abc import Callable
@@ -26,6 +27,7 @@ def run(main: Callable[[], int | None]) -> None:
         try:
             if not flags.FLAGS["verbosity"].present:  # Orbax tells every step of a save
                 logging.set_verbosity(logging.ERROR)
+                std_logging.getLogger("avs_jax").setLevel(std_logging.WARNING)
             if argv[1:]:
                 raise InputError("command line", expected="--flag=value", found=repr(argv[1]))
             return main()

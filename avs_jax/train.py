@@ -72,7 +72,7 @@ def train(config, workdir) -> Result:
     build.save_config(config, workdir)
     if restored:
         state, meta = restored
-        figures, embeddings = meta["figures"], None
+        figures = meta["figures"]
     else:
         variables = method.init(key, example)
         if config.weights:
@@ -80,12 +80,11 @@ def train(config, workdir) -> Result:
         if config.tagging.steps:
             variables = tagging.teach(method, variables, source, audio, seed=config.seed, **config.tagging)
         state = jax.jit(make_state, out_shardings=layout.replicated)(variables)
+        figures = None
     start = int(state.step)
-    if config.tagging.steps and start < total:
-        source = build.with_embeddings(method, source, state.params, embeddings)
-    source = build.cached(config, source)
     if config.tagging.steps:  # the encoder is frozen from here on: it runs once per clip, not once per step
         source = tagging.WithEmbeddings(source, tagging.embed(method, state.params["audio"], audio))
+    source = build.cached(config, source)
 
     # ---- Step, evaluation, loop
     step = make_train_step(

@@ -1,6 +1,7 @@
 """From the config's sections to objects: the method, the sources, the evaluation, the number of steps."""
 
 import math
+import sys
 from pathlib import Path
 
 import jax
@@ -34,17 +35,21 @@ def build_method(config) -> Method:
 
 
 def build_source(config, split: str):
-    """The source of split "train", "eval" or "test", with the `loader` section's wrappers.
+    """The source of split "train", "eval" or "test", without its bad clips where the `loader` section says so.
 
     Raises:
       InputError: an unknown source or option, or data that do not fit it.
     """
     source = create_source(config.data.source, **configs.split_options(config, split))
     if config.loader.skip_bad:
-        from avs_jax.check import good_indices
-        from avs_jax.data.sources.subset import Subset
+        from avs_jax.check import skip_bad
 
-        source = Subset(source, good_indices(source))
+        source = skip_bad(source, progress=f"check {split}" if sys.stderr.isatty() else None)
+    return source
+
+
+def cached(config, source):
+    """The source, kept in memory where the `loader` section says so."""
     return Cached(source) if config.loader.cache else source
 
 
@@ -119,7 +124,7 @@ def evaluator(config, method):
 
     def evaluate(state) -> dict[str, float]:
         nonlocal source
-        source = source or build_source(config, "eval")
+        source = source or cached(config, build_source(config, "eval"))
         figures = metrics.evaluate(
             method, state.variables, source, batch_size=config.eval.batch_size, max_clips=config.eval.max_clips,
             conditions=conditions, mesh=state.step.sharding.mesh, threads=config.loader.threads,
