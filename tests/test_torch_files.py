@@ -86,6 +86,24 @@ def test_every_pickle_protocol(tmp_path, protocol):
     np.testing.assert_array_equal(read_torch_pickle(path), truth)
 
 
+def test_legacy_views_of_a_storage(tmp_path, monkeypatch):
+    """Old files name a storage within another by a sixth field: (key, offset, size)."""
+    whole = tw._Pickler.persistent_id
+
+    def view(self, value):
+        pid = whole(self, value)
+        return (*pid[:5], ("view", 3, 4)) if pid else None
+
+    base = T(np.arange(10, dtype=np.float32))
+    with monkeypatch.context() as patch:
+        patch.setattr(tw._Pickler, "persistent_id", view)
+        data = tw.legacy_bytes({"a": T(base.array[1:5], base)})
+        beyond = tw.legacy_bytes({"a": T(base.array[1:8], base)})
+    check_equal(read_state_dict(write(tmp_path, data)), {"a": np.arange(4, 8, dtype=np.float32)})
+    with pytest.raises(InputError, match="expected 11 elements"):
+        read_state_dict(write(tmp_path, beyond))
+
+
 def test_other_byte_order(tmp_path):
     truth = {"a": np.arange(5, dtype=np.float32), "b": np.arange(7, dtype=np.int16), "c": np.ones(2, np.uint8)}
     path = write(tmp_path, tw.zip_bytes({k: T(v) for k, v in truth.items()}, byteorder="big"))
