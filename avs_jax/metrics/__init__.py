@@ -78,7 +78,11 @@ def evaluate_rows(
     """
     from avs_jax.data.pipeline import eval_batches
 
-    _check(method, source, batch_size=batch_size, clips_per_batch=clips_per_batch)
+    _check(method, source)
+    for name, value, least in (("batch_size", batch_size, 1), ("clips_per_batch", clips_per_batch, 1),
+                               ("max_clips", max_clips, 0), ("bootstrap", bootstrap, 0)):  # fmt: skip
+        if value < least:
+            raise InputError(name, expected=f"at least {least}", found=str(value))
     processes, heard = jax.process_count(), sounds(source, conditions)
     batches = eval_batches(
         source,
@@ -96,10 +100,7 @@ def evaluate_rows(
     return report(gather(rows), source, heard, clips_per_batch=clips_per_batch, bootstrap=bootstrap, settings=settings)
 
 
-def _check(method, source, **positive):
-    for name, value in positive.items():
-        if value < 1:
-            raise InputError(name, expected="at least 1", found=str(value))
+def _check(method, source):
     if len(source) == 0:
         raise InputError("data source", expected="at least one clip", found="none")
     classes = len(source.class_names)
