@@ -35,7 +35,7 @@ USAGE = "Usage: python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --ou
 def predict_media(
     method,
     variables,
-    input: str | Path,
+    input: str | Path | inputs.Movie,
     output_dir: str | Path,
     *,
     image_size: tuple[int, int] | int,
@@ -56,7 +56,7 @@ def predict_media(
 
     Args:
       method: an `avs_jax.methods.Method`; variables: its variables.
-      input: a video file, a folder of frames, or with `source` the id of one of its clips.
+      input: a video file, a folder of frames, what `open_movie` made of one, or with `source` the id of a clip.
       output_dir: a new or empty folder, or one with an earlier prediction, which is replaced once this one is done.
       image_size: (H, W) the frames are squashed to for the model, pixels.
       num_frames: T, frames one second apart in a clip.
@@ -72,12 +72,13 @@ def predict_media(
     Raises:
       InputError: a bad input, option or output folder; nothing is left behind.
     """
-    output.check_output(Path(output_dir), overwrite)
-    if rate != "all" and not (isinstance(rate, int) and rate >= 1):
-        raise InputError("--rate", expected="a whole number of masks per second, or 'all'", found=repr(rate))
+    _check(output_dir, rate, overwrite)
     size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     batch = Batching(size, num_frames, batch_size, rate, front_end or create_front_end(method.front_end))
-    if source is not None and not Path(input).exists():
+    if isinstance(input, inputs.Movie):
+        movie = input
+        batches, total = _from_movie(movie, batch)
+    elif source is not None and not Path(input).exists():
         if rate != 1 or fps is not None or audio is not None:
             raise InputError("--rate, --fps, --audio", expected="a video or a folder of frames as the input",
                              found=f"the clip '{input}'")  # fmt: skip
@@ -117,6 +118,13 @@ def predict_media(
         "area": recorder.area / max(count, 1),
         "notes": notes,
     }
+
+
+def _check(output_dir, rate, overwrite) -> None:
+    """Refuses what can be refused before anything is read."""
+    output.check_output(Path(output_dir), overwrite)
+    if rate != "all" and not (isinstance(rate, int) and rate >= 1):
+        raise InputError("--rate", expected="a whole number of masks per second, or 'all'", found=repr(rate))
 
 
 class Batching:
@@ -205,6 +213,8 @@ def predict_run(
     *,
     checkpoint: str = "best",
     split: str = "test",
+    fps: float | None = None,
+    audio: str | Path | None = None,
     **options,
 ) -> dict:
     """`predict_media` with the method, image size and front end of a trained run.
@@ -214,11 +224,11 @@ def predict_run(
       input: a video, a folder of frames and a sound file, or the id of a clip of `split` of the run's data set.
       checkpoint: "best" or "latest".
       split: "train", "val" (or "eval"), "test".
-      options: further arguments of `predict_media`.
+      fps, audio, options: further arguments of `predict_media`.
     Raises:
       InputError: as `predict_media`, and for a workdir without a run or a checkpoint.
     """
-    output.check_output(Path(output_dir), options.get("overwrite", False))
+    _check(output_dir, options.get("rate", 1), options.get("overwrite", False))
     if split not in SPLITS:
         raise InputError("--split", expected="the name of a split", found=repr(split), hint=nearest(split, SPLITS))
     config = configs.load(Path(workdir) / "config.json")
@@ -230,8 +240,10 @@ def predict_run(
         if not is_media:
             raise
         source = None
-    if not is_media:
-        inputs.find_clip(source, str(input))  # before the checkpoint is read
+    if is_media:  # what is wrong with the input is told before the checkpoint is read
+        input, fps, audio = inputs.open_movie(input, audio=audio, fps=fps), None, None
+    else:
+        inputs.find_clip(source, str(input))
 
     from avs_jax.training.checkpoint import load_checkpoint
 
@@ -242,7 +254,7 @@ def predict_run(
         fields = {"image_size": data.get("image_size", 224)}
     return predict_media(
         method, variables, input, output_dir, source=None if is_media else source,
-        run={"workdir": str(workdir), "checkpoint": checkpoint}, **fields, **options,
+        run={"workdir": str(workdir), "checkpoint": checkpoint}, fps=fps, audio=audio, **fields, **options,
     )  # fmt: skip
 
 

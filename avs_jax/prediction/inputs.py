@@ -147,15 +147,22 @@ def find_clip(source, name: str) -> int:
 
 
 def clip_movie(source, index: int, frames: np.ndarray) -> Movie:
-    """A clip of a data set as a movie of one frame a second; with sound where the source gives its waveform."""
+    """A clip of a data set as a movie of one frame a second.
+
+    It has sound where the source can give it: `waveform(index)` (samples at `sample_rate`), or `sound_file(index)`,
+    a path or None.
+    """
     track = sound = None
-    if hasattr(source, "waveform"):
+    origin = 0.0
+    if hasattr(source, "sound_file") and (file := source.sound_file(index)) is not None:
+        sound, track, origin = _sound_file(Path(file))
+    elif hasattr(source, "waveform"):
         rate = getattr(source, "sample_rate", media.SAMPLE_RATE)
         track = (source.waveform(index), rate)
         sound = media.SoundInfo(0.0, len(track[0]) / rate, rate, 1 if track[0].ndim == 1 else track[0].shape[1], "pcm")
     pictures = [Picture(i, float(i), image) for i, image in enumerate(frames)]
     return Movie(source.ids[index], "clip", frames.shape[1:3], 1.0, float(len(frames)), len(frames),
-                 lambda: iter(pictures), sound, track)  # fmt: skip
+                 lambda: iter(pictures), sound, track, origin)  # fmt: skip
 
 
 def sound_report(movie: Movie) -> tuple[dict | None, list[str]]:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from avs_jax.data.video_writer import VideoWriter
 from avs_jax.errors import InputError
+from avs_jax.pictures import COLOURS, outline
 
 FORMAT = "avs_jax.predictions/1"
 REPORT, MASKS, OVERLAY, PARTIAL = "predictions.json", "masks", "overlay.mp4", ".partial"
@@ -118,11 +119,6 @@ def palette(count: int = 256) -> np.ndarray:
         for channel in range(3):
             colours[:, channel] |= (((k >> (3 * group + channel)) & 1) << (7 - group)).astype(np.uint8)
     return colours
-
-
-# What the overlay shows classes in: the palette, with a red for class 1 (all there is in binary settings) that glows.
-TINTS = palette().copy()
-TINTS[1] = (255, 24, 24)
 
 
 def write_mask(path: Path, labels: np.ndarray, binary: bool) -> None:
@@ -236,30 +232,24 @@ def write_overlay(path: Path, movie, stage: Path, times, bar) -> None:
 
 
 class Paint:
-    """A mask ready to be laid over frames: half its class's colour inside, a white outline.
+    """A mask ready to be laid over frames, in the look of `avs_jax.pictures.overlay`: what sounds stays in colour,
+    tinted and outlined, the rest turns dark and grey.
 
-    Painting is two whole-byte operations a pixel, because it runs for every frame of the video.
+    In whole bytes and with what depends on the mask alone prepared once, because it runs for every video frame:
+    several times faster.
     """
 
     def __init__(self, labels: np.ndarray):
         """labels: (H, W) uint8."""
-        outline = _outline(labels)
-        self._shift = ((labels > 0).astype(np.uint8) + 6 * outline)[..., None].astype(np.uint8)
-        colours = TINTS[labels] >> 1
-        colours[outline] = 254
-        self._colours = colours
+        self._inside = (labels > 0)[..., None]
+        tint = COLOURS[(np.maximum(labels, 1) - 1) % len(COLOURS)]
+        self._quarter = tint >> 2
+        self._line = outline(labels, 1 + min(labels.shape) // 240) & (labels > 0)
+        self._line_colours = tint[self._line]
 
     def over(self, frame: np.ndarray) -> np.ndarray:
         """frame: (H, W, 3) uint8; so is the result."""
-        return (frame >> self._shift) + self._colours
-
-
-def _outline(labels: np.ndarray) -> np.ndarray:
-    """(H, W) bool: the pixels of a region that touch another region, thicker on larger pictures."""
-    edge = np.zeros(labels.shape, bool)
-    for step in range(1, 1 + max(1, min(labels.shape) // 300)):
-        edge[:-step] |= labels[:-step] != labels[step:]
-        edge[step:] |= labels[:-step] != labels[step:]
-        edge[:, :-step] |= labels[:, :-step] != labels[:, step:]
-        edge[:, step:] |= labels[:, :-step] != labels[:, step:]
-    return edge & (labels > 0)
+        grey = (frame[..., 0] >> 3) + (frame[..., 1] >> 2) + (frame[..., 2] >> 3) + np.uint8(25)
+        out = np.where(self._inside, frame - (frame >> 2) + self._quarter, grey[..., None])
+        out[self._line] = self._line_colours
+        return out
