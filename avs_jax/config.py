@@ -20,7 +20,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.steps = 1000  # optimiser steps; a recipe in epochs sets epochs > 0 and leaves steps at 0
     c.epochs = 0.0
     c.batch_size = 4  # clips over all devices and processes
-    c.precision = "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
+    c.precision = (
+        "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
+    )
 
     c.weights = ""  # start from: public .pth or .safetensors files, comma-separated, or the workdir of an earlier run
 
@@ -57,7 +59,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.groups = ml_collections.ConfigDict()  # learning-rate multiplier per parameter group; 0 freezes it
     c.optimizer.ema = 0.0  # decay of an exponential moving average of the parameters used for evaluation; 0 = off
 
-    c.tagging = ml_collections.ConfigDict()  # teach the audio encoder to name sounds first, then freeze it (from scratch only)
+    c.tagging = (
+        ml_collections.ConfigDict()
+    )  # teach the audio encoder to name sounds first, then freeze it (from scratch only)
     c.tagging.steps = 0  # 0 = off
     c.tagging.batch_size = 64  # seconds of sound
     c.tagging.lr = 2e-3
@@ -93,8 +97,12 @@ def parse_arg(arg: str | None, **fields):
     for part in filter(None, (arg or "").split(",")):
         name, sep, text = part.partition("=")
         if name not in fields:
-            raise InputError(f"config argument '{name}'", expected="one of the recipe's arguments", found=repr(name),
-                             hint=nearest(name, fields))
+            raise InputError(
+                f"config argument '{name}'",
+                expected="one of the recipe's arguments",
+                found=repr(name),
+                hint=nearest(name, fields),
+            )
         kind = type(fields[name])
         try:
             if kind is bool:
@@ -107,6 +115,19 @@ def parse_arg(arg: str | None, **fields):
             raise InputError(f"config argument '{name}'", expected=f"{name}=<{kind.__name__}>", found=repr(part))
         values[name] = value
     return values
+
+
+def one_of(name: str, value: str, valid) -> str:
+    """Checks that a recipe's argument is one of its valid values, and returns it.
+
+    Raises:
+      InputError: it is not; the nearest valid value is named.
+    """
+    if value not in valid:
+        raise InputError(
+            f"config argument '{name}'", expected=" or ".join(valid), found=repr(value), hint=nearest(value, valid)
+        )
+    return value
 
 
 def split_options(config, split: str) -> dict:
@@ -130,8 +151,12 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
     """
     path = Path(path)
     if not path.is_file():
-        raise InputError(path, expected="the resolved config of a run", found="no such file",
-                         hint="Is --workdir the folder that training wrote to?")
+        raise InputError(
+            path,
+            expected="the resolved config of a run",
+            found="no such file",
+            hint="Is --workdir the folder that training wrote to?",
+        )
     try:
         return ml_collections.ConfigDict(json.loads(path.read_text()))
     except ValueError as e:

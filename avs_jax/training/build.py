@@ -141,6 +141,6 @@ def announce(config, method, source, state, *, start: int, total: int) -> None:
     """One line on what is about to happen."""
     if jax.process_index() == 0:
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-        begin = f"resuming at step {start}" if start else "starting"
+        begin = f"resuming at step {start}" if start else f"starting from {config.weights or 'random weights'}"
         print(f"{begin}: {method.name}, {size:.2f} M parameters, {len(source)} clips, {total} steps of "
               f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)", flush=True)  # fmt: skip

@@ -182,13 +182,13 @@ def load_checkpoint(workdir, which: str = "best"):
         raise InputError("which", expected="'best' or 'latest'", found=repr(which))
     config = configs.load(Path(workdir) / "config.json")
     folder = Path(workdir).resolve() / FOLDER
+    saved = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     metas = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if path.name.isdigit():
-            try:
-                metas[int(path.name)] = read_meta(path)
-            except DamagedError as error:
-                print(f"checkpoint {path} is damaged ({error})", file=sys.stderr)
+    for path in saved:
+        try:
+            metas[int(path.name)] = read_meta(path)
+        except DamagedError as error:
+            print(f"checkpoint {path} is damaged ({error})", file=sys.stderr)
     if which == "best":
         order = sorted(metas, key=lambda s: (_score(metas[s]["figures"], config.eval.best), s), reverse=True)
     else:
@@ -198,7 +198,7 @@ def load_checkpoint(workdir, which: str = "best"):
             return build_method(config), _read_variables(folder / str(step), metas[step])
         except DamagedError as error:
             print(f"checkpoint {folder / str(step)} is damaged ({error}); trying another", file=sys.stderr)
-    raise InputError(folder, expected="a checkpoint", found="only damaged ones" if order else "none",
+    raise InputError(folder, expected="a checkpoint", found="only damaged ones" if saved else "none",
                      hint="Has training saved yet?")  # fmt: skip
 
 
