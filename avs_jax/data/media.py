@@ -323,30 +323,42 @@ class SoundWindow:
 
     def __init__(self, blocks: Iterable[np.ndarray], lead: int = SAMPLE_RATE):
         """blocks: mono float32 (n,); lead: the furthest before the start that a window may begin, samples."""
-        self._blocks, self._lead, self._parts = iter(blocks), lead, []
+        self._blocks, self._parts = iter(blocks), []
         self._begin, self.held, self.most_held, self.total = 0, 0, 0, 0
-        self._fill(lead + 1)
+        while self.held <= lead and self._pull():
+            pass
         head = np.concatenate([*self._parts, np.zeros(max(0, lead + 1 - self.held), np.float32)])
         self._parts, self._begin = [head[1 : lead + 1][::-1], *self._parts], -lead
         self.held += lead
 
-    def _fill(self, until: int) -> None:
-        while self._begin + self.held < until and (block := next(self._blocks, None)) is not None:
-            self._parts.append(block)
-            self.held += len(block)
-            self.total += len(block)
-            self.most_held = max(self.most_held, self.held)
+    def _pull(self) -> bool:
+        """One more block, if there is one."""
+        block = next(self._blocks, None)
+        if block is None:
+            return False
+        self._parts.append(block)
+        self.held += len(block)
+        self.total += len(block)
+        self.most_held = max(self.most_held, self.held)
+        return True
 
     def read(self, start: int, length: int) -> np.ndarray:
         """Samples start .. start+length-1, (length,) float32. `start` never goes back from one call to the next."""
         if start < self._begin:
             raise ValueError(f"window start {start} is before {self._begin}, which is no longer held")
-        self._fill(start + length)
-        held = np.concatenate(self._parts) if self._parts else np.zeros(0, np.float32)
-        held = held[start - self._begin :].copy()  # a copy: a view would keep the dropped part alive
-        self._parts, self._begin, self.held = [held], start, len(held)
-        window = held[:length]
+        while True:
+            self._drop(start)
+            if self._begin + self.held >= start + length or not self._pull():
+                break
+        window = np.concatenate([np.zeros(0, np.float32), *self._parts])[start - self._begin :][:length]
         return np.pad(window, (0, length - len(window)))
+
+    def _drop(self, start: int) -> None:
+        """Lets go of whole blocks before `start`."""
+        while self._parts and self._begin + len(self._parts[0]) <= start:
+            block = self._parts.pop(0)
+            self._begin += len(block)
+            self.held -= len(block)
 
 
 def squash(image: np.ndarray, size: tuple[int, int]) -> np.ndarray:

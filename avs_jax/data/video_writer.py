@@ -113,7 +113,10 @@ def _copied(file, path: Path, origin: float):
             stream = source.streams.audio[0]
             shift = round(origin / stream.time_base)
             for packet in source.demux(stream):
-                if packet.pts is None or packet.pts - shift < 0:  # before the first frame, or the closing packet
+                if packet.pts is None:  # the closing packet
+                    continue
+                # A decoder needs the packet before the first it plays; the player leaves out what is before time zero.
+                if packet.pts - shift < -2 * (packet.duration or 0):
                     continue
                 packet.pts, packet.dts = packet.pts - shift, (packet.dts or packet.pts) - shift
                 reached = float(packet.pts * packet.time_base)
