@@ -70,6 +70,7 @@ def defaults() -> ml_collections.ConfigDict:
     c.eval.every_steps = 0  # 0 = only at the end
     c.eval.batch_size = 4
     c.eval.max_clips = 0  # 0 = all
+    c.eval.report = ""  # at the end, the whole report on this split, as the evaluate command gives it: "test", say
     c.eval.best = "miou"  # the figure by which the best checkpoint is kept
 
     c.checkpoint = ml_collections.ConfigDict()

@@ -117,6 +117,10 @@ def train(config, workdir) -> Result:
             batches.close()
             checkpoints.close()
             log.close()
+    if config.eval.report and not interrupt.signal:
+        from avs_jax.evaluate import evaluate_run
+
+        evaluate_run(workdir, checkpoint="latest", split=config.eval.report, progress=False)
     return Result(state, figures, interrupt.signal)
 
 

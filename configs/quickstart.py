@@ -27,10 +27,12 @@ def get_config(arg=None):
         audio_width=8, audio_hidden=256, fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip",
         dice=1.0, output_bias=-2.5,
     )  # fmt: skip
-    c.tagging.steps = 400
+    c.tagging.update(steps=200 if a.fusion != "none" else 0, batch_size=32)
 
     c.augment.hflip = 0.5
     c.optimizer.update(name="adam", lr=2.5e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)
-    c.checkpoint.every_steps = 1500
+    c.optimizer.ema = 0.998
+    c.checkpoint.every_steps = 1000
+    c.eval.update(max_clips=50, report="test")
     c.log.every_steps = 100
     return c
