@@ -144,9 +144,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         args, data = parse(argv)
         import jax
+        from absl import logging
 
         from avs_jax import cli
 
+        logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
         if args.distributed:
             jax.distributed.initialize()
         cli.enable_compile_cache()

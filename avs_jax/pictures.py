@@ -341,9 +341,10 @@ def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") ->
       InputError: the file is missing, or has no line with a step and a number.
     """
     series = _read_series(Path(metrics))
+    other = {"lr", *(name for name in series if name.endswith("_norm"))}
     panels = {
-        "loss and its parts": {k: v for k, v in series.items() if "loss" in k and not k.startswith("eval/")},
-        "learning rate": {k: v for k, v in series.items() if k in ("learning_rate", "lr")},
+        "loss and its parts": {k: v for k, v in series.items() if not k.startswith("eval/") and k not in other},
+        "learning rate": {k: v for k, v in series.items() if k == "lr"},
         "evaluation": {
             k: v for k, v in series.items() if k in ("eval/miou", "eval/fscore", "eval/audio_gain", "eval/j_swap")
         },
@@ -359,6 +360,7 @@ def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") ->
             )
         axes.set_title(name, loc="left", fontsize=11)
         axes.set_xlabel("step")
+        axes.set_xlim(0, 1.02 * max(max(steps) for steps, _ in series.values()))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, ncols=3)
     figure.tight_layout()
@@ -390,9 +392,8 @@ def threshold_picture(path: str | Path, curves: Mapping[str, np.ndarray], *, tit
     figure = _figure(9.5, 4.2)
     figure.suptitle(title, fontsize=13, weight="bold")
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
-    left.plot(
-        curves["recall"][:-1], curves["precision"][:-1], color="#1f5fa8"
-    )  # the last threshold marks next to nothing
+    marked = curves["recall"] > 0  # precision means nothing where nothing is marked
+    left.plot(curves["recall"][marked], curves["precision"][marked], color="#1f5fa8")
     middle = int(np.argmin(np.abs(curves["threshold"] - 0.5)))
     left.plot(curves["recall"][middle], curves["precision"][middle], "o", color="#1f5fa8", label="threshold 0.5")
     left.set(xlabel="recall", ylabel="precision", xlim=(0, 1.02), ylim=(0, 1.02), title="All pixels together")

@@ -106,7 +106,9 @@ def test_attention_picture(tmp_path):
 
 def test_curves_picture(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    lines = [{"step": n, "loss": 1 / n, "learning_rate": 0.1} for n in range(1, 9)] + [{"step": 8, "eval/miou": 0.5}]
+    lines = [{"step": n, "loss": 1 / n, "lr": 0.1, "grad_norm": 1.0} for n in range(1, 9)] + [
+        {"step": 8, "eval/miou": 0.5}
+    ]
     path.write_text("\n".join(map(json.dumps, lines)))
     size(pictures.curves_picture(path, tmp_path / "curves.png", title="run"))
     with pytest.raises(InputError, match="no such file"):
