@@ -7,6 +7,7 @@ from avs_jax.errors import InputError, nearest
 
 ENCODERS = {  # name: (module, class, options the name fixes)
     **{name: ("resnet", "ResNet", {"size": name}) for name in ("resnet10", "resnet18", "resnet50", "resnet101")},
+    **{f"pvt_v2_b{i}": ("pvt", "PVT", {"size": f"pvt_v2_b{i}"}) for i in range(6)},
     "vggish": ("vggish", "VGGish", {}),
 }
 
@@ -20,7 +21,7 @@ def create_encoder(name: str, **options):
     variables; `encoder.init(rng, encoder.example_input())` random ones.
 
     Args:
-      name: "resnet10", "resnet18", "resnet50", "resnet101" or "vggish".
+      name: "resnet10", "resnet18", "resnet50", "resnet101", "pvt_v2_b0" ... "pvt_v2_b5" or "vggish".
       **options: the module's own fields, e.g. `width`, `dtype`.
     Raises:
       InputError: an unknown encoder or option, naming the nearest valid one.
