@@ -52,6 +52,33 @@ def test_variable_frame_rate(folder):
     assert media.probe(path).num_frames == 6
 
 
+@pytest.mark.parametrize("suffix,codec", [("mov", "aac"), ("mkv", "flac"), ("ts", "aac"), ("flv", "aac")])
+def test_containers(folder, suffix, codec):
+    path = write_video(folder / f"in.{suffix}", seconds=3, sound=tone(3, 44100), codec=codec)
+    info = media.probe(path, need_sound=True)
+    assert info.duration == pytest.approx(3, abs=0.11) and info.sound.end == pytest.approx(3, abs=0.15)
+    frames = list(media.read_frames(path))
+    assert len(frames) == info.num_frames == 30
+    np.testing.assert_allclose([f.time for f in frames], np.arange(30) / 10, atol=2e-3)
+    wave = np.concatenate(list(media.read_audio_stream(path, origin=info.origin)))
+    assert len(wave) / 16000 == pytest.approx(3, abs=0.15)
+    with VideoWriter(folder / f"{suffix}.mp4", (48, 64), 10, sound=path, sound_origin=info.origin) as writer:
+        for frame in frames:
+            writer.write(frame.rgb(), frame.time)
+    _, sound, rate, duration = decode(folder / f"{suffix}.mp4")
+    assert duration == pytest.approx(3, abs=0.15)
+    written = soxr.resample(sound.mean(axis=1), rate, 16000)
+    lags = {lag: np.corrcoef(written[4000:40000], wave[4000 + lag : 40000 + lag])[0, 1] for lag in range(-17, 18)}
+    assert max(lags.values()) > 0.99  # in step with the frames, within the millisecond some containers round to
+
+
+def test_a_wrong_declared_rate_is_not_believed(folder):
+    path = write_video(folder / "ticks.avi", seconds=3)  # AVI declares the clock's ticks, here 600 a second
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].average_rate == 600
+    assert media.probe(path).fps == pytest.approx(10, rel=0.1)
+
+
 @pytest.mark.parametrize("rotation", [90, 180, 270])
 def test_rotation_shows_frames_upright(folder, rotation):
     image = np.zeros((48, 64, 3), np.uint8)

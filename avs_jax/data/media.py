@@ -109,29 +109,46 @@ def _video_stream(container, path):
     raise InputError(path, expected="a video stream", found=f"{kinds} only")
 
 
+def audio_stream(container):
+    """The first sound track of an open container, or None."""
+    return next((s for s in container.streams.audio if s.codec_context is not None), None)
+
+
 def _audio_stream(container, path):
-    if not container.streams.audio or container.streams.audio[0].codec_context is None:
-        raise InputError(path, expected="an audio track", found="none",
+    stream = audio_stream(container)
+    if stream is None:
+        found = "one of an unsupported codec" if container.streams.audio else "none"
+        raise InputError(path, expected="an audio track", found=found,
                          hint="The models hear as well as see: give a file with sound.")  # fmt: skip
-    return container.streams.audio[0]
+    return stream
 
 
 class _Span:
-    """The stretch of time that a stream's packets cover, and their number."""
+    """The stretch of time that a stream's packets cover; how many there are, and how many of them are shown."""
 
     def __init__(self):
-        self.first, self.last, self.count, self.corrupt = None, 0.0, 0, False
+        self.first, self.begin, self.last, self.corrupt = None, 0.0, 0.0, False
+        self.packets = self.count = 0
 
     def add(self, packet):
         stamp = packet.pts if packet.pts is not None else packet.dts
         self.corrupt |= packet.is_corrupt
-        if packet.is_discard:
+        self.packets += 1
+        if packet.is_discard:  # an edit list leaves it out
             return
         self.count += 1
         if stamp is not None:
             begin = float(stamp * packet.time_base)
             self.first = begin if self.first is None else min(self.first, begin)
+            self.begin = max(self.begin, begin)
             self.last = max(self.last, begin + float((packet.duration or 0) * packet.time_base))
+
+    def rate(self, declared: float) -> float:
+        """Packets per second: as declared, unless the packets' own times speak against it (some AVI files)."""
+        covered = self.begin - (self.first or 0.0)
+        measured = (self.count - 1) / covered if covered > 0 else 0.0
+        trusted = declared and (not measured or 0.8 < declared / measured < 1.25)
+        return declared if trusted else measured or 25.0
 
 
 def _scan(container, streams) -> list[_Span]:
@@ -163,20 +180,20 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
     path = Path(path)
     with opened(path) as container:
         video = _video_stream(container, path)
-        if need_sound:
-            _audio_stream(container, path)
-        sound = container.streams.audio[0] if container.streams.audio else None
-        declared = video.frames
+        sound = _audio_stream(container, path) if need_sound else audio_stream(container)
+        # Other containers do not say, count what is not there, or are streams that may begin and end anywhere.
+        declared = video.frames if "mp4" in container.format.name else 0
         spans = _scan(container, [video] + ([sound] if sound else []))
         span = spans[0]
-        if span.corrupt or span.count < declared:
-            raise InputError(path, expected=f"{declared or 'whole'} video frames", found=f"{span.count} that are whole",
+        if declared and (span.corrupt or span.packets < declared):
+            whole = span.packets - span.corrupt
+            raise InputError(path, expected=f"{declared} video frames", found=f"{whole} whole ones",
                              hint="The file is truncated or damaged; fetch it again.")  # fmt: skip
         if not span.count:
             raise InputError(path, expected="at least one video frame", found="zero frames")
         if need_sound and not spans[1].count:
             raise InputError(path, expected="an audio track with sound in it", found="an empty audio track")
-        fps = float(video.average_rate or video.guessed_rate or 0) or 25.0
+        fps = span.rate(float(video.average_rate or video.guessed_rate or 0))
     with opened(path) as container:  # the decoder's own word on the first frame
         first = next(container.decode(_video_stream(container, path)), None)
         if first is None:

@@ -8,7 +8,7 @@ import av
 import numpy as np
 from av.video.reformatter import Colorspace
 
-from avs_jax.data.media import opened, probe_sound, read_sound_blocks
+from avs_jax.data.media import audio_stream, opened, probe_sound, read_sound_blocks
 
 CLOCK = 90000  # ticks per second of the written video: frames may come at any times
 COPIED = ("aac", "mp3")  # codecs mp4 takes as they are
@@ -106,11 +106,11 @@ def _sound_track(file, sound, origin: float):
 
 def _copied(file, path: Path, origin: float):
     with opened(path) as source:
-        track = file.add_stream_from_template(source.streams.audio[0])
+        track = file.add_stream_from_template(audio_stream(source))
 
     def packets():
         with opened(path) as source:
-            stream = source.streams.audio[0]
+            stream = audio_stream(source)
             shift = round(origin / stream.time_base)
             for packet in source.demux(stream):
                 if packet.pts is None:  # the closing packet

@@ -45,6 +45,9 @@ def staged(output: str | Path, overwrite: bool = False):
         for name in (MASKS, OVERLAY, REPORT):
             if (stage / name).exists():
                 (stage / name).rename(output / name)
+    except OSError as error:
+        found = error.strerror or str(error)
+        raise InputError(output, expected="a folder that takes the prediction", found=found) from error
     finally:
         shutil.rmtree(stage, ignore_errors=True)
         if created and not any(output.iterdir()):
