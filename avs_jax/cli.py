@@ -55,6 +55,17 @@ def enable_compile_cache() -> None:
         jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser("~"), ".cache", "avs_jax"))
 
 
+def join_processes() -> None:
+    """Joins the other processes of a run; they find each other by themselves on TPU pods and under Slurm or MPI.
+
+    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
+    """
+    import jax
+
+    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)
+
+
 def _recipe(argv) -> tuple[str, str | None] | None:
     """(file, argument) of --config, or None."""
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):

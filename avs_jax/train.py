@@ -126,7 +126,6 @@ def train(config, workdir) -> Result:
 
 def main() -> int:
     """The command: flags to `train`, its result to the exit status."""
-    import jax
     from absl import flags
     from ml_collections import config_flags
 
@@ -138,7 +137,7 @@ def main() -> int:
         if not getattr(values, name):
             raise InputError(f"--{name}", expected="to be given", found="nothing", hint=__doc__.splitlines()[0])
     if values.distributed:
-        jax.distributed.initialize()
+        cli.join_processes()
     cli.enable_compile_cache()
     config = values.config
     changed = config_flags.get_override_values(values["config"])

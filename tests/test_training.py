@@ -255,13 +255,15 @@ def test_log_is_cut_where_the_run_resumes(tmp_path):
 
 def test_log_writes_json_and_events(tmp_path, capsys):
     log = Log(tmp_path, step=0, evaluated=False, total=10, batch_size=4, tensorboard=True)
+    log.first_step(1)
     log.train(5, {"loss": 0.25, "lr": 1e-4})
     log.evaluation(5, {"miou": 0.5, "fdr": float("nan")}, seconds=3.0)
     log.sync()
     log.close()
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert lines == [{"step": 5, "loss": 0.25, "lr": 1e-4}, {"step": 5, "eval/miou": 0.5, "eval/fdr": None}]
-    timing = json.loads((tmp_path / "timing.jsonl").read_text().splitlines()[0])
+    first, timing, _ = map(json.loads, (tmp_path / "timing.jsonl").read_text().splitlines())
+    assert first["first_step_s"] > 0
     assert timing["step"] == 5 and timing["clips_per_s"] > 0 and timing["eta_s"] >= 0
     assert re.search(r"step 5/10  loss 0.2500 .*clips/s  eta 0:00:0\d  input wait", capsys.readouterr().out)
     assert list((tmp_path / "tensorboard").iterdir())

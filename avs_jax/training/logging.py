@@ -45,6 +45,15 @@ class Log:
         """Counts time in which the step stood waiting for input."""
         self._waited += seconds
 
+    def first_step(self, step: int) -> None:
+        """Tells how long a start took, and keeps it out of the rates: the first step compiles."""
+        if not self.active:
+            return
+        seconds = time.perf_counter() - self._start
+        self._files[1].write(json.dumps({"step": step, "first_step_s": seconds}) + "\n")
+        print(f"first step after {_duration(seconds)} of compiling and loading", flush=True)
+        self.restart_clock(step)
+
     def train(self, step: int, metrics: dict[str, float]) -> None:
         """One step's metrics, and the rate since the last call."""
         if not self.active:

@@ -1,6 +1,7 @@
 """The training loop: steps, metrics one step late, evaluations, checkpoints, and a clean way out."""
 
 import math
+import signal
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -65,26 +66,42 @@ class Loop:
         Raises:
           TrainingError: loss or gradient was not finite.
         """
-        step, total = int(state.step), self._schedule.total
+        begin = step = int(state.step)
         if self._evaluation_due(step) and figures is None:  # stopped between a step and its evaluation
             figures = self._evaluated(step, state)
             self._checkpoints.replace(step, state, identity=self._identity, figures=figures)
         self._log.restart_clock(step)
-        while step < total and not self._interrupt.signal:
-            start = time.perf_counter()
-            batch = next(batches)
-            self._log.waited(time.perf_counter() - start)
+        while step < self._schedule.total and not self._interrupt.signal:
+            batch = self._next(batches)
+            if batch is None:
+                break
             state, metrics = self._step(state, batch)
             step += 1
+            if step == begin + 1:
+                self._log.first_step(step)
             self._flush()  # the step before is done, or nearly: the devices already have this one
-            if step % self._schedule.log == 0 or step in (1, total):
+            if step % self._schedule.log == 0 or step in (1, self._schedule.total):
                 self._pending = step, metrics
-            stop = bool(self._interrupt.signal) or self._checkpoints.reached_preemption(step)
-            if self._evaluation_due(step) or step % self._schedule.save == 0 or step == total or stop:
-                figures = self._pause(step, state, evaluate=self._evaluation_due(step) and not stop) or figures
-            if stop:
-                break
+            evaluate = self._evaluation_due(step) and not self._interrupt.signal
+            if evaluate or step % self._schedule.save == 0:
+                figures = self._pause(step, state, evaluate=evaluate) or figures
+            if self._checkpoints.reached_preemption(step):
+                self._interrupt.signal = signal.SIGTERM
+        if step > begin and self._checkpoints.latest() != step:  # asked to stop
+            self._pause(step, state, evaluate=False)
         return state, figures
+
+    def _next(self, batches):
+        """The next batch, or None where the data processes died of the signal that asks this one to stop."""
+        start = time.perf_counter()
+        try:
+            return next(batches)
+        except Exception:
+            if not self._interrupt.signal:
+                raise
+            return None
+        finally:
+            self._log.waited(time.perf_counter() - start)
 
     def _evaluation_due(self, step: int) -> bool:
         return step > 0 and (step == self._schedule.total or step % self._schedule.evaluate == 0)
