@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import soundfile
+from avsbench_tree import write_tree
 from media_files import decode, level, tone, write_video
 from PIL import Image
 from pycocotools import mask as coco
@@ -19,6 +20,7 @@ from pycocotools import mask as coco
 from avs_jax import config as configs
 from avs_jax.data.audio import vggish_log_mel
 from avs_jax.data.media import Frame, SoundWindow
+from avs_jax.data.sources.avsbench import AVSBenchSource
 from avs_jax.data.sources.synthetic import SyntheticSource
 from avs_jax.errors import InputError
 from avs_jax.methods import Method, Prediction
@@ -301,6 +303,17 @@ def test_clip_of_a_data_set_gives_the_methods_own_masks(folder):
         np.testing.assert_array_equal(coco.decode(frame["rle"]), want)
     frames, sound, rate, _ = decode(folder / "id" / "overlay.mp4")
     assert len(frames) == 5 and rate == 16000 and len(sound) / rate == pytest.approx(5, abs=0.2)
+
+
+@pytest.mark.parametrize("sound", ["wav", "log_mel"])
+def test_clip_of_avsbench_has_sound_where_the_wav_is(folder, sound):
+    source = AVSBenchSource(write_tree(folder / f"tree_{sound}", sound=sound), "s4", "test", image_size=32)
+    Toy().run(source.ids[0], folder / f"avsbench_{sound}", source=source)
+    written, heard = report(folder / f"avsbench_{sound}"), decode(folder / f"avsbench_{sound}" / "overlay.mp4")[1]
+    if sound == "wav":
+        assert written["sound"]["channels"] == 2 and np.abs(heard).max() == pytest.approx(0.3, abs=0.05)
+    else:
+        assert written["sound"] is None and heard is None and "silent" in written["notes"][0]
 
 
 def test_classes_are_written_with_a_palette(folder):

@@ -127,6 +127,11 @@ class AVSBenchSource:
         """The record's `audio` of clip `index`: (5, 96, 64) float32 for VGGish."""
         return self._audio(self._row(index))
 
+    def sound_file(self, index: int) -> Path | None:
+        """The wav of clip `index` where there is one, to be listened to: a log-mel pickle cannot be."""
+        path = self._path(self._row(index), self.layout.wav)
+        return path if path.is_file() else None
+
     def problems(self, index: int) -> list[InputError]:
         """Everything that is wrong with clip `index`, not only the first."""
         row = self._row(index)
