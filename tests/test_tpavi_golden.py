@@ -15,7 +15,7 @@ from avs_jax.models.fusion.tpavi import TPAVI, torch_rules
 from avs_jax.models.layers import BatchNorm, adaptive_avg_pool, upsample2x
 from avs_jax.weights.convert import to_ours, to_public
 
-EXACT, NETWORK, TRAIN = 2e-5, 2e-4, 2e-3  # relative to the largest value of the golden array
+EXACT, NETWORK = 2e-5, 2e-4  # relative to the largest value of the golden array
 
 
 def fill(rules, shapes, prefix=""):
@@ -308,26 +308,34 @@ def test_network_at_full_size():
 
 @pytest.mark.slow
 def test_first_training_step_of_s4():
-    """Loss, logits, gradient norm of every parameter and running statistics after one step with first-frame labels."""
+    """Loss, gradient norm of every parameter and running statistics after one step with first-frame labels.
+
+    In float64, where they agree to 1e-6. In float32 some ReLU inputs here are so near zero that rounding decides their
+    sign, and a few gradient norms then move by 1 %: a coin toss that says nothing about the formulas.
+    """
     g = load("tpavi_resnet50_train")
-    method = avs_jax.create("tpavi", setting="s4")
-    variables = avs_jax.load_torch(method, public_weights(method))
+    single = avs_jax.create("tpavi", setting="s4")
+    variables = avs_jax.load_torch(single, public_weights(single))
     b, t, h, w, s = (g[k] for k in ("B", "T", "H", "W", "seed"))
     truth = image((b * t, 1, h, w), s + 2) > 0.3
     truth[-1] = False
     labelled = np.zeros((b, t), bool)
     labelled[:, 0] = True
     batch = {**inputs(g), "labels": truth.reshape(b, t, h, w).astype(np.uint8), "labelled": labelled}
-    state = {"batch_stats": variables["batch_stats"]}
-    step = jax.jit(jax.value_and_grad(lambda p: method.loss(p, state, batch, None, 0), has_aux=True))
-    (value, (state, metrics)), grads = step(variables["params"])
-    assert abs(value - g["s4:loss"]) < TRAIN * g["s4:loss"] and metrics["loss"] == value
-    grads = avs_jax.to_torch(method, {"params": grads, **state})
-    norms, floor = g["s4:grad_norms"], 1e-6 * g["s4:grad_norms"].max()
-    for key, want in zip(g["s4:grad_names"], norms, strict=True):
-        if want > floor:
-            assert abs(np.linalg.norm(grads[key]) - want) < TRAIN * want, key
+    with jax.enable_x64(True):
+        double = lambda x: jnp.asarray(x, jnp.float64) if x.dtype == np.float32 else x  # noqa: E731
+        variables, batch = jax.tree.map(double, ({k: variables[k] for k in ("params", "batch_stats")}, batch))
+        network = method_file.build_network(single.options).clone(dtype=jnp.float64)
+        method = method_file._method(network, dict(single.options))
+        state = {"batch_stats": variables["batch_stats"]}
+        step = jax.jit(jax.value_and_grad(lambda p: method.loss(p, state, batch, None, 0), has_aux=True))
+        (value, (state, metrics)), grads = jax.tree.map(np.asarray, step(variables["params"]))
+    assert value.dtype == np.float64 and abs(value - g["s4:loss"]) < 1e-6 and metrics["loss"] == value
+    norm = {k: np.linalg.norm(x.astype(np.float64)) for k, x in
+            avs_jax.to_torch(single, {"params": grads, **state}).items()}  # fmt: skip
+    floor = 1e-6 * g["s4:grad_norms"].max()
+    for key, want in zip(g["s4:grad_names"], g["s4:grad_norms"], strict=True):
+        assert abs(norm[key] - want) < 1e-6 * want + (want < floor) * floor, key
     for key, want in zip(g["buffer_names"], g["buffer_norms_after"], strict=True):
         if "_2." not in key:  # the branch that never runs
-            assert abs(np.linalg.norm(grads[key]) - want) < TRAIN * max(want, 1e-6), key
-    assert error(grads["tpavi_b4.W_z.1.running_var"], g["tpavi_b4.W_z.1.running_var_after"]) < TRAIN
+            assert abs(norm[key] - want) < 1e-6 * want, key

@@ -22,7 +22,8 @@ def pixel_bce(logits, targets):
 
 
 def _forward(logits, targets):
-    logits, targets = jnp.asarray(logits, jnp.float32), jnp.asarray(targets, jnp.float32)
+    logits = jnp.asarray(logits, jnp.promote_types(jnp.result_type(logits), jnp.float32))
+    targets = jnp.asarray(targets, logits.dtype)
     p = jax.nn.sigmoid(logits)
     log_p = jnp.maximum(jnp.log(p), LOG_FLOOR)
     log_q = jnp.maximum(jnp.log1p(-p), LOG_FLOOR)
@@ -39,12 +40,11 @@ pixel_bce.defvjp(_forward, _backward)
 
 
 def masked_mean(values, mask):
-    """Mean of `values` where `mask` (the same shape) is true; 0 where it never is.
+    """Mean of `values` where `mask` (bool, the same shape) is true; 0 where it never is.
 
     One sum over one count, so under jit on a mesh it is the mean over the global batch.
     """
-    mask = mask.astype(jnp.float32)
-    return (jnp.where(mask > 0, values, 0.0)).sum() / jnp.maximum(mask.sum(), 1.0)
+    return jnp.where(mask, values, 0.0).sum() / jnp.maximum(mask.sum(dtype=values.dtype), 1.0)
 
 
 def masked_bce(logits, targets, mask):

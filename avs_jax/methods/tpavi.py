@@ -18,6 +18,7 @@ from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders.vggish import EMBEDDING
 from avs_jax.models.fusion import tpavi
 from avs_jax.models.initialise import initialise
+from avs_jax.models.layers import wide
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 SETTINGS = ("s4", "ms3")
@@ -85,7 +86,7 @@ class Network(nn.Module):
 
     def _hear(self, audio):
         if audio.ndim == 3:  # already embedded
-            return audio.astype(jnp.float32)
+            return audio.astype(wide(self.dtype))
         vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
         embedding = vggish(audio.reshape(-1, *audio.shape[2:])).reshape(*audio.shape[:2], EMBEDDING)
         return embedding if self.train_audio else jax.lax.stop_gradient(embedding)
@@ -257,7 +258,7 @@ def _method(network: Network, options: dict) -> Method:
 def normalise(frames):
     """uint8 RGB -> float32 with ImageNet's mean and deviation; float32 passes, being normalised already."""
     if frames.dtype != jnp.uint8:
-        return frames.astype(jnp.float32)
+        return frames.astype(wide(frames.dtype))
     return (frames.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
@@ -285,8 +286,8 @@ def inputs_of(batch, network: Network):
     frames = batch["frames"]
     if np.ndim(frames) != 5 or np.shape(frames)[-1] != 3:
         fail("frames", "(B, T, H, W, 3)", str(np.shape(frames)))
-    if frames.dtype not in (np.uint8, np.float32, jnp.bfloat16):
-        fail("frames", "uint8 RGB, or float32 already normalised", str(frames.dtype))
+    if frames.dtype != np.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
+        fail("frames", "uint8 RGB, or floats already normalised", str(frames.dtype))
     b, t, h, w, _ = frames.shape
     if h % 32 or w % 32 or not h or not w:
         fail("frames", "height and width that are multiples of 32", f"{h} x {w}")

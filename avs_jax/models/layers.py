@@ -17,6 +17,11 @@ BN_EPS = 1e-5
 LN_EPS = 1e-5
 
 
+def wide(dtype):
+    """The dtype of statistics and long sums under a compute dtype: float32 at least."""
+    return jnp.promote_types(dtype, jnp.float32)
+
+
 class Conv(nn.Module):
     """2-D convolution with explicit symmetric padding ("SAME" pads stride-2 layers asymmetrically).
 
@@ -93,19 +98,19 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
         scale = self.param("scale", self.scale_init, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x32 = x.astype(jnp.float32)
+        wide_x = x.astype(wide(x.dtype))
         if train:
             n = x.size // c
             axes = tuple(range(x.ndim - 1))
-            mean = x32.mean(axes)
-            var = jnp.square(x32 - mean).mean(axes)
+            mean = wide_x.mean(axes)
+            var = jnp.square(wide_x - mean).mean(axes)
             if not self.is_initializing():
                 m = self.momentum
                 running_mean.value = m * running_mean.value + (1 - m) * mean
                 running_var.value = m * running_var.value + (1 - m) * var * (n / max(n - 1, 1))
         else:
             mean, var = running_mean.value, running_var.value
-        y = (x32 - mean) * (scale * lax.rsqrt(var + self.eps)) + bias
+        y = (wide_x - mean) * (scale * inverse_sqrt(var + self.eps)) + bias
         return y.astype(x.dtype)
 
 
@@ -119,10 +124,15 @@ class LayerNorm(nn.Module):
         c = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
-        x32 = x.astype(jnp.float32)
-        centred = x32 - x32.mean(-1, keepdims=True)
+        wide_x = x.astype(wide(x.dtype))
+        centred = wide_x - wide_x.mean(-1, keepdims=True)
         var = jnp.square(centred).mean(-1, keepdims=True)
-        return (centred * lax.rsqrt(var + self.eps) * scale + bias).astype(x.dtype)
+        return (centred * inverse_sqrt(var + self.eps) * scale + bias).astype(x.dtype)
+
+
+def inverse_sqrt(x):
+    """1 / sqrt(x), correctly rounded twice; a CPU's rsqrt is an approximation, some ulp off."""
+    return 1.0 / jnp.sqrt(x)
 
 
 def max_pool(x, window: int, stride: int, padding: int = 0):

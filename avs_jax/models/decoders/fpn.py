@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from avs_jax.models import torch_keys
 from avs_jax.models.fast_conv import dilated_sum
 from avs_jax.models.initialise import Random, uniform_fan_in
-from avs_jax.models.layers import Conv, upsample2x
+from avs_jax.models.layers import Conv, upsample2x, wide
 
 
 class Neck(nn.Module):
@@ -98,7 +98,7 @@ class Head(nn.Module):
         x = upsample2x(x, align_corners=False)
         x = jax.nn.relu(Conv(self.channels[1], dtype=self.dtype, name="conv1")(x))
         bias = None if self.output_bias is None else nn.initializers.constant(self.output_bias)
-        return Conv(self.classes, 1, bias_init=bias, dtype=self.dtype, name="conv2")(x).astype(jnp.float32)
+        return Conv(self.classes, 1, bias_init=bias, dtype=self.dtype, name="conv2")(x).astype(wide(self.dtype))
 
 
 def neck_rules(number: int) -> list[torch_keys.Rule]:

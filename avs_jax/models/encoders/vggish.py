@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import he_normal
-from avs_jax.models.layers import Conv, Dense, max_pool
+from avs_jax.models.layers import Conv, Dense, max_pool, wide
 
 _STAGES = ((1,), (2,), (4, 4), (8, 8))  # multiples of the width; a 2x2 max-pool ends each stage
 _CONV_KEYS = (0, 3, 6, 8, 11, 13)
@@ -55,7 +55,7 @@ class VGGish(nn.Module):
         x = x.reshape(x.shape[0], -1)  # (time, frequency, channel), as the public weights expect
         for i, features in enumerate((self.hidden, self.hidden, EMBEDDING)):
             x = jax.nn.relu(Dense(features, kernel_init=he_normal(x.shape[-1]), dtype=self.dtype, name=f"dense{i}")(x))
-        return x.astype(jnp.float32)
+        return x.astype(wide(self.dtype))
 
     def example_input(self):
         return jnp.zeros((1, 96, 64), jnp.float32)

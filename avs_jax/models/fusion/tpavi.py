@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import uniform_fan_in
-from avs_jax.models.layers import BatchNorm, Dense, LayerNorm
+from avs_jax.models.layers import BatchNorm, Dense, LayerNorm, wide
 
 MODES = ("va", "vv", "both")
 
@@ -53,7 +53,7 @@ class TPAVI(nn.Module):
     def __call__(self, visual, audio, train: bool = False):
         c = visual.shape[-1]
         inner = c // 2
-        align = Dense(c, name="align")
+        align = Dense(c, dtype=wide(self.dtype), name="align")
         theta, phi, g = (Affine(inner, name=n)(c) for n in ("theta", "phi", "g"))
         out = Affine(c, name="out")(inner)
         bn = BatchNorm(scale_init=nn.initializers.zeros, name="bn")  # a fresh block is the LayerNorm alone
@@ -61,13 +61,13 @@ class TPAVI(nn.Module):
         visual = visual.astype(self.dtype)
 
         def finish(y):
-            return norm(bn(y, train) + visual.astype(jnp.float32))
+            return norm(bn(y, train) + visual.astype(wide(self.dtype)))
 
         results, audio_features, attention = [], None, None
         if self.mode in ("vv", "both"):
             results.append(finish(_pixels_to_pixels(visual, theta, phi, g, out)))
         if self.mode in ("va", "both") or self.is_initializing():
-            audio_features = align(audio.astype(jnp.float32))
+            audio_features = align(audio.astype(wide(self.dtype)))
         if self.mode in ("va", "both"):
             y, attention = _pixels_to_audio(visual, audio_features, theta, phi, g, out)
             results.append(finish(y))
@@ -85,11 +85,11 @@ def _pixels_to_audio(visual, audio, theta, phi, g, out):
     dtype = visual.dtype
     tokens = audio @ phi[0] + phi[1]  # (B, T, C')
     query, query_bias = tokens @ theta[0].T, tokens @ theta[1]  # (B, T, C), (B, T)
-    s = jnp.einsum("bthwc,bsc->bthws", visual, query.astype(dtype), preferred_element_type=jnp.float32)
+    s = jnp.einsum("bthwc,bsc->bthws", visual, query.astype(dtype), preferred_element_type=wide(dtype))
     s = (s + query_bias[:, None, None, None]) / (t * h * w)
-    sums = visual.sum((2, 3), dtype=jnp.float32) @ g[0] + h * w * g[1]  # (B, T, C')
+    sums = visual.sum((2, 3), dtype=wide(dtype)) @ g[0] + h * w * g[1]  # (B, T, C')
     values = sums @ out[0]  # (B, T, C)
-    y = jnp.einsum("bthws,bsc->bthwc", s.astype(dtype), values.astype(dtype), preferred_element_type=jnp.float32)
+    y = jnp.einsum("bthws,bsc->bthwc", s.astype(dtype), values.astype(dtype), preferred_element_type=wide(dtype))
     return y + out[1], s
 
 
@@ -100,9 +100,9 @@ def _pixels_to_pixels(visual, theta, phi, g, out):
     v = visual.reshape(b, t * h * w, c)
     keys = v @ phi[0].astype(dtype) + phi[1].astype(dtype)
     values = v @ g[0].astype(dtype) + g[1].astype(dtype)
-    k = jnp.einsum("bnc,bnd->bcd", keys, values, preferred_element_type=jnp.float32) / (t * h * w)  # (B, C', C')
+    k = jnp.einsum("bnc,bnd->bcd", keys, values, preferred_element_type=wide(dtype)) / (t * h * w)  # (B, C', C')
     k = k @ out[0]  # (B, C', C)
-    y = jnp.einsum("bnc,bcd->bnd", v, (theta[0] @ k).astype(dtype), preferred_element_type=jnp.float32)
+    y = jnp.einsum("bnc,bcd->bnd", v, (theta[0] @ k).astype(dtype), preferred_element_type=wide(dtype))
     y = y + (theta[1] @ k)[:, None] + out[1]
     return y.reshape(visual.shape)
 
