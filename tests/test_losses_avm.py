@@ -72,6 +72,15 @@ def test_matches_the_public_code(name, inputs):
         assert check_gradients(name, run, inputs) >= 3
 
 
+def test_double_precision(inputs):
+    """In float64 only the rounding of the stored number is left."""
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), inputs)
+        for name, (loss, options) in CASES.items():
+            got = loss(*wide, **options)
+            assert got.dtype == jnp.float64 and abs(float(got) / GOLDEN[name] - 1) < 1e-7, name
+
+
 def test_total_of_the_published_run(inputs):
     truth = goldens.nhwc(goldens.image((B * T, 1, H, W), SEED + 1) > 0.3).astype(np.float32)
     truth[-1] = 0

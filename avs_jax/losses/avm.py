@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from avs_jax.errors import InputError, nearest
-from avs_jax.models.layers import adaptive_avg_pool, adaptive_max_pool
+from avs_jax.models.layers import adaptive_avg_pool, adaptive_max_pool, wide
 
 MEASURES = ("kl", "euclid")
 POOLINGS = ("avg", "max")
@@ -118,15 +118,15 @@ def avm_cosine(
     losses = []
     for features, heard in _selected(visual, audio, stages):
         mask = _pool(probability, features.shape[1:3], "avg") > 0.5
-        losses.append(one(_mean_under(mask.astype(jnp.float32), features, by_area=True), heard))
+        losses.append(one(_mean_under(mask.astype(features.dtype), features, by_area=True), heard))
     return sum(losses) / len(losses)
 
 
 def partners(audio, present=None):
     """The index of the frame nearest in sound to each of F frames, by (F, C) features; -> (F,) int32, no gradient."""
-    audio = lax.stop_gradient(audio.astype(jnp.float32))
+    audio = lax.stop_gradient(audio)
     difference = audio[:, None] - audio[None]  # direct: a product form loses digits where frames are alike
-    distance = jnp.sqrt(jnp.square(difference).sum(-1)) + SELF_DISTANCE * jnp.eye(len(audio))
+    distance = jnp.sqrt(jnp.square(difference).sum(-1)) + SELF_DISTANCE * jnp.eye(len(audio), dtype=audio.dtype)
     if present is not None:
         distance = jnp.where(jnp.reshape(present, (-1, 1)) > 0, distance, jnp.inf)
     return jnp.argmin(distance, 0).astype(jnp.int32)
@@ -152,10 +152,10 @@ def _mean_over_stages(one, logits, visual, audio, stages, pooling, normalise, th
 def _mask(logits, size, pooling, threshold):
     """(F, H, W, K) -> (F, h, w, 1) float32 in [0, 1]."""
     if logits.shape[-1] > 1:
-        mask = _pool((jnp.argmax(logits, -1, keepdims=True) != 0).astype(jnp.float32), size, pooling)
+        mask = _pool((jnp.argmax(logits, -1, keepdims=True) != 0).astype(logits.dtype), size, pooling)
     else:
         mask = jax.nn.sigmoid(_pool(logits, size, pooling))  # pool first: the code's order, not equation 3's
-    return (mask > 0.5).astype(jnp.float32) if threshold else mask
+    return (mask > 0.5).astype(mask.dtype) if threshold else mask
 
 
 def _pool(x, size, pooling):
@@ -199,14 +199,14 @@ def _kl(log_p, log_q):
 def _reduce(values, present, reduction):
     if present is None:
         return values.sum() if reduction == "sum" else values.mean()
-    weights = jnp.reshape(present, -1).astype(jnp.float32)
+    weights = jnp.reshape(present, -1).astype(values.dtype)
     total = (values * weights).sum()
     return total if reduction == "sum" else total / jnp.maximum(weights.sum(), 1e-6)
 
 
 def _frames(x, trailing):
-    """All leading axes as one, float32."""
-    return x.reshape(-1, *x.shape[-trailing:]).astype(jnp.float32)
+    """All leading axes as one, float32 at least."""
+    return x.reshape(-1, *x.shape[-trailing:]).astype(wide(x.dtype))
 
 
 def _selected(visual, audio, stages):

@@ -13,7 +13,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.depthwise import depthwise
 from avs_jax.models.initialise import Random, he_normal
-from avs_jax.models.layers import Conv, LayerNorm
+from avs_jax.models.layers import Conv, LayerNorm, wide
 
 SIZES = {  # name: (blocks per stage, MLP ratios, channels of one head)
     "pvt_v2_b0": ((2, 2, 2, 2), (8, 8, 4, 4), 32),
@@ -33,7 +33,7 @@ _linear_init = Random("normal", 0.02)  # published as truncated at 100 standard 
 
 
 class Depthwise(nn.Module):
-    """`depthwise` with bias: (N, h, w, C) -> the same, float32."""
+    """`depthwise` with bias: (N, h, w, C) -> the same, float32 at least."""
 
     @nn.compact
     def __call__(self, x):
@@ -74,7 +74,7 @@ class Attention(nn.Module):
             x = LayerNorm(name="norm")(Reduce(self.reduction, self.dtype, name="sr")(x))
         kv = _linear(2 * c, self.dtype, "kv")(x).reshape(n, -1, 2, *split)
         k, v = kv[:, :, 0], kv[:, :, 1]
-        scores = jnp.einsum("nqhd,nkhd->nhqk", q * split[1] ** -0.5, k, preferred_element_type=jnp.float32)
+        scores = jnp.einsum("nqhd,nkhd->nhqk", q * split[1] ** -0.5, k, preferred_element_type=wide(self.dtype))
         weights = jax.nn.softmax(scores).astype(self.dtype)
         y = jnp.einsum("nhqk,nkhd->nqhd", weights, v).reshape(n, h, w, c)
         return _linear(c, self.dtype, "proj")(y)
@@ -89,13 +89,13 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x):  # (N, h, w, C) -> the same
         y = _linear(self.ratio * x.shape[-1], self.dtype, "fc1")(x)
-        y = Depthwise(name="dwconv")(y)
-        y = jax.nn.gelu(y, approximate=False).astype(self.dtype)
+        y = Depthwise(name="dwconv")(y).astype(self.dtype)  # what the backward pass keeps
+        y = jax.nn.gelu(y.astype(wide(self.dtype)), approximate=False).astype(self.dtype)
         return _linear(x.shape[-1], self.dtype, "fc2")(y)
 
 
 class Block(nn.Module):
-    """x + attention(norm(x)), then x + MLP(norm(x)); x stays float32 whatever the compute dtype.
+    """x + attention(norm(x)), then x + MLP(norm(x)); x stays float32 when the compute dtype is smaller.
 
     `keep` (2, N) multiplies what the two branches add to each sample, or is None.
     """
@@ -112,7 +112,7 @@ class Block(nn.Module):
             ("norm2", MLP(self.ratio, self.dtype, name="mlp")),
         )
         for i, (norm, branch) in enumerate(branches):
-            y = branch(LayerNorm(BLOCK_EPS, name=norm)(x)).astype(jnp.float32)
+            y = branch(LayerNorm(BLOCK_EPS, name=norm)(x)).astype(wide(self.dtype))
             x = x + (y if keep is None else y * keep[i, :, None, None, None])
         return x
 
@@ -131,7 +131,8 @@ class PVT(nn.Module):
       drop_path: rate of stochastic depth at the last block, growing linearly from 0 at the first. Each branch of each
         image is dropped by itself, and what is kept is divided by the chance of keeping it. 0.1 as AVSBench trains.
       keys: public names that `to_torch` writes, "timm" or "official" (AVSBench's too); both are read.
-      dtype: compute dtype; the sum that runs through the blocks, norms' statistics and softmaxes are float32.
+      dtype: compute dtype; the sum that runs through the blocks, norms' statistics and softmaxes are float32 at
+        least.
     Call:
       images: (N, H, W, 3) float32, normalised with the ImageNet mean and standard deviation; H, W >= 29.
       train: drop branches; needs an rng named "dropout" unless `drop_path` is 0.
@@ -176,7 +177,7 @@ class PVT(nn.Module):
                      bias_init=nn.initializers.zeros, dtype=self.dtype, name=f"patch_embed{i + 1}_proj")(x)  # fmt: skip
             if min(x.shape[1:3]) < REDUCTIONS[i]:
                 raise InputError("images", expected="height and width of at least 29", found=str(images.shape[1:3]))
-            x = LayerNorm(name=f"patch_embed{i + 1}_norm")(x.astype(jnp.float32))
+            x = LayerNorm(name=f"patch_embed{i + 1}_norm")(x.astype(wide(self.dtype)))
             for j in range(depths[i]):
                 block = Block(HEADS[i], REDUCTIONS[i], ratios[i], self.dtype, name=f"block{i + 1}_{j}")
                 x, number = block(x, keep[number]), number + 1
