@@ -1,5 +1,9 @@
 """TPAVI as a method: options, inputs, losses' masks, small variants, and its public weights there and back."""
 
+import importlib.util
+from argparse import Namespace
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -312,3 +316,16 @@ def test_other_things_than_weights_are_refused(small):
         avs_jax.load_torch("tpavi", {})
     with pytest.raises(InputError, match="no such entry"):
         avs_jax.to_torch(small[0], {"params": {}, "batch_stats": {}})
+
+
+def test_the_linear_form_equals_the_papers_quadratic_one():
+    """Value and gradients, evaluation mode, sizes that the golden block does not have."""
+    path = Path(__file__).parents[1] / "benchmarks" / "fusion.py"
+    spec = importlib.util.spec_from_file_location("benchmarks_fusion", path)
+    fusion = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fusion)
+    inputs = fusion.problem(Namespace(clips=2, frames=3, size=4, channels=6))
+    for passes in fusion.PASSES:
+        linear, quadratic = (fusion.function(form, passes)(*inputs) for form in ("linear", "quadratic"))
+        for a, b in zip(jax.tree.leaves(linear), jax.tree.leaves(quadratic), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(np.abs(b).max() + 1))

@@ -84,7 +84,7 @@ def table_of(model) -> Table:
 
 
 def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
-    """One public array in our layout (see `Rule.layout`), contiguous; floats become float32."""
+    """One public array in our layout (see `Rule.layout`): a contiguous float32 copy, or an int64 count."""
     if layout == "count":
         return np.asarray(array, np.int64).reshape(())
     array = np.asarray(array)
@@ -94,7 +94,7 @@ def to_ours(array: np.ndarray, layout: str) -> np.ndarray:
         array = array.T
     elif layout == "pointwise":
         array = array.reshape(array.shape[:2]).T
-    return np.ascontiguousarray(array, np.float32)
+    return np.array(array, np.float32, order="C")
 
 
 def to_public(array: np.ndarray, layout: str) -> np.ndarray:
@@ -107,7 +107,7 @@ def to_public(array: np.ndarray, layout: str) -> np.ndarray:
         array = array.T
     elif layout == "pointwise":
         array = array.T[:, :, None, None, None]
-    return np.ascontiguousarray(array)
+    return np.array(array, order="C")
 
 
 def _public_shape(shape, layout):
