@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from avsbench_tree import write_tree
 
 import avs_jax
 from avs_jax import config as configs
@@ -375,6 +376,22 @@ def test_bad_configs(changes, where, found, tmp_path):
         c = recipe(**changes)
         train(c, tmp_path)
     assert (error.value.where, error.value.found) == (where, found)
+
+
+def test_a_folder_with_a_bad_clip(tmp_path, caplog):
+    root = write_tree(tmp_path / "data", setting="ms3")
+    (root / "Multi-sources" / "ms3_data" / "gt_masks" / "train" / "trainclip_1" / "trainclip_1_2.png").write_bytes(
+        b"no"
+    )
+    c = recipe(arg="steps=3", log__every_steps=1, eval__best="fscore")
+    c.data = configs.defaults().data
+    c.data.update(source="avsbench", root=str(root), setting="ms3", image_size=32)
+    with pytest.raises(InputError, match=r"trainclip_1_2\.png"):
+        train(c, tmp_path / "run")
+    c.loader.skip_bad = c.loader.cache = True
+    result = train(c, tmp_path / "run2")
+    assert int(result.state.step) == 3 and "skipped 1 of 3 clips" in caplog.text
+    assert "trainclip_1" in caplog.text
 
 
 def test_epochs():
