@@ -22,6 +22,7 @@ from avs_jax.models.layers import wide
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 SETTINGS = ("s4", "ms3")
+BACKBONES = ("resnet10", "resnet18", "resnet50", "resnet101")
 EXAMPLE = (96, 64)  # one second of sound as VGGish hears it: time by frequency band
 IGNORE = 255
 
@@ -156,6 +157,7 @@ def build_network(options: Mapping[str, Any]) -> Network:
     """
     o = dict(options)
     _one_of("setting", o["setting"], SETTINGS)
+    _one_of("backbone", o["backbone"], BACKBONES)
     _one_of("fusion", o["fusion"], (*tpavi.MODES, "none"))
     _one_of("attend", o["attend"], ("clip", "frame"))
     _one_of("compute_dtype", o["compute_dtype"], ("float32", "bfloat16"))
@@ -169,7 +171,6 @@ def build_network(options: Mapping[str, Any]) -> Network:
         if not sizes or len(sizes) != number or any(not isinstance(n, int) or n < 1 for n in sizes):
             raise InputError(f"method.{option}", expected="positive integers" + ", two of them" * (number == 2),
                              found=str(sizes))  # fmt: skip
-    create_encoder(o["backbone"], width=o["width"])  # an unknown name fails here, not at the first batch
     return Network(
         backbone=o["backbone"],
         stages=stages,
