@@ -13,7 +13,7 @@ def get_config(arg=None):
     a = config.parse_arg(arg, schedule="persist", fusion="va", seed=0)
     c = config.defaults()
     c.seed = a.seed
-    c.steps = 4500
+    c.steps = 3200
     c.batch_size = 4
 
     c.data.update(source="synthetic", setting="multi", schedule=a.schedule, image_size=64)
@@ -22,11 +22,9 @@ def get_config(arg=None):
     c.loader.cache = True
 
     # A tenth of the paper's widths; the sounds of `per_second` need fusion within each second (see the README).
-    c.method.update(
-        name="tpavi", setting="ms3", backbone="resnet10", width=16, channels=32, neck_dilations=(1, 2, 3, 6),
-        audio_width=8, audio_hidden=256, fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip",
-        dice=1.0, output_bias=-2.5,
-    )  # fmt: skip
+    c.method.update(name="tpavi", setting="ms3", backbone="resnet10", width=16, channels=32, head_channels=(16, 8),
+                    neck_dilations=(1, 2, 3, 6), audio_width=8, audio_hidden=256, dice=1.0, output_bias=-2.5,
+                    fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip")  # fmt: skip
     c.tagging.update(steps=200 if a.fusion != "none" else 0, batch_size=32)
 
     c.augment.hflip = 0.5

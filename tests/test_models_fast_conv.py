@@ -30,6 +30,13 @@ def test_3x3(n, h, w, c, d):
     compare(fast_conv.conv3x3, xla, (image((n, h, w, c), 0), image((3, 3, c, d), 1)))
 
 
+@pytest.mark.parametrize("h, w", [(2, 2), (1, 3)])
+def test_3x3_over_tiny_maps(h, w):
+    xla = lambda x, k: fast_conv._conv(x, k, 1, 1, 1)  # noqa: E731
+    args = image((2, h, w, fast_conv.DEEP), 0), image((3, 3, fast_conv.DEEP, 8), 1)
+    compare(lambda x, k: fast_conv.conv2d(x, k, 1, 1), xla, args)
+
+
 @pytest.mark.parametrize("h, w", [(7, 5), (2, 3), (32, 33)])  # taps wholly in the padding; frame by frame
 def test_dilated_sum(h, w):
     dilations = (1, 2, 6)
@@ -50,7 +57,7 @@ def test_bfloat16_keeps_its_dtype():
 @pytest.mark.parametrize("cpu", [True, False])
 def test_the_form_follows_the_platform(monkeypatch, cpu):
     monkeypatch.setattr(fast_conv, "_on_cpu", lambda: cpu)
-    large, small = jnp.zeros((1, 32, 32, 4)), jnp.zeros((1, 8, 8, 4))
+    large, small, tiny = jnp.zeros((1, 32, 32, 4)), jnp.zeros((1, 8, 8, 4)), jnp.zeros((1, 2, 2, fast_conv.DEEP))
     kernel = jnp.zeros((3, 3, 4, 4))
 
     def form(f, *args):
@@ -58,6 +65,10 @@ def test_the_form_follows_the_platform(monkeypatch, cpu):
 
     assert form(lambda x, k: fast_conv.conv2d(x, k, 1, 1), large, kernel) == cpu
     assert not form(lambda x, k: fast_conv.conv2d(x, k, 1, 1), small, kernel)
+    products = str(
+        jax.make_jaxpr(lambda x, k: fast_conv.conv2d(x, k, 1, 1))(tiny, jnp.zeros((3, 3, fast_conv.DEEP, 4)))
+    )
+    assert ("conv_general_dilated" not in products) == cpu
     assert not form(lambda x, k: fast_conv.conv2d(x, k, 2, 1), large, kernel)
     assert not form(lambda x, k: fast_conv.conv2d(x, k, 1, 2, 2), large, kernel)
     wide = jnp.zeros((3, 3, fast_conv.WIDE, 4))

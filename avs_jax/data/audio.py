@@ -191,8 +191,8 @@ def resample(wave: np.ndarray, sample_rate: float, resampler: str = "soxr_hq") -
     """(samples,) float64 at `sample_rate` Hz -> the same sound at 16 kHz.
 
     Args:
-      resampler: "soxr_hq" (fast), or "kaiser_best", resampy's default filter, which the public VGGish preprocessing
-        uses (slow on its first call, which compiles).
+      resampler: "soxr_hq" (fast), or "kaiser_best", resampy's default filter, through librosa, which the public VGGish
+        preprocessing uses (slow on its first call, which compiles).
     """
     if not np.isfinite(sample_rate) or sample_rate <= 0:
         raise InputError("sample_rate", expected="a positive number of Hz", found=repr(sample_rate))
@@ -206,9 +206,9 @@ def resample(wave: np.ndarray, sample_rate: float, resampler: str = "soxr_hq") -
         import soxr
 
         return soxr.resample(wave, sample_rate, SAMPLE_RATE, quality="HQ")
-    import resampy
+    import librosa  # here and not above: its first call takes seconds
 
-    return resampy.resample(wave, sample_rate, SAMPLE_RATE)
+    return librosa.resample(wave, orig_sr=sample_rate, target_sr=SAMPLE_RATE, res_type="kaiser_best", fix=False)
 
 
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:

@@ -11,7 +11,7 @@ Clip = dict[str, Any]
 
 | field             | shape, dtype                         | meaning                                                   |
 |-------------------|--------------------------------------|-----------------------------------------------------------|
-| `frames`          | (T, H, W, 3) uint8                   | RGB, normalised on the device; float32: already normalised |
+| `frames`          | (T, H, W, 3) uint8                   | RGB, normalised on the device (float32: already done)     |
 | `audio`           | the front end's own, float32         | (T, 96, 64) log-mel for VGGish                            |
 | `audio_embedding` | (T, 128) float32                     | in place of `audio`: a frozen encoder's cached output     |
 | `labels`          | (T, H, W) uint8                      | class of the sounding object; 0 background, 255 ignore    |

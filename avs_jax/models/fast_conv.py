@@ -1,8 +1,9 @@
 """The convolutions every layer calls, in the form that is fastest where they run.
 
-Accelerators run XLA's own. On a CPU two of them are slow and are written as matrix products here: the weight gradient
-of a 3x3 convolution over large maps (4 to 5 times faster), and the neck's sum of dilated convolutions, most of whose
-taps fall into the padding on small maps. Values and gradients agree to rounding.
+Accelerators run XLA's own. On a CPU three of them are slow and are written as matrix products here: the weight gradient
+of a 3x3 convolution over large maps (4 to 5 times faster), 3x3 convolutions of many channels over maps of a few pixels,
+and the neck's sum of dilated convolutions, most of whose taps fall into the padding on small maps. Values and gradients
+agree to rounding.
 """
 
 from functools import partial
@@ -14,6 +15,7 @@ from jax import lax
 _NHWC = ("NHWC", "HWIO", "NHWC")
 LARGE_MAP = 32 * 32  # pixels of a map from which the forms for CPUs work frame by frame
 WIDE = 128  # input channels from which the fused neck pays for its many small products
+TINY_MAP, DEEP = 2 * 2, 64  # pixels and channels of maps so small that XLA's convolution takes 10 times as long
 
 
 def _on_cpu() -> bool:
@@ -28,6 +30,8 @@ def conv2d(x, kernel, stride: int = 1, padding: int = 0, dilation: int = 1):
     plain_3x3 = kernel.shape[:2] == (3, 3) and (stride, padding, dilation) == (1, 1, 1)
     if plain_3x3 and x.shape[1] * x.shape[2] >= LARGE_MAP and _on_cpu():
         return conv3x3(x, kernel)
+    if plain_3x3 and x.shape[1] * x.shape[2] <= TINY_MAP and x.shape[3] >= DEEP and _on_cpu():
+        return _taps(x, (kernel,), (1,))
     return _conv(x, kernel, stride, padding, dilation)
 
 

@@ -113,6 +113,10 @@ class AVSBenchSource:
         Raises:
           InputError: naming the first file of the clip that is missing or wrong.
         """
+        return {**self.visual(index), "audio": self.audio(index)}
+
+    def visual(self, index: int) -> Clip:
+        """Clip `index` without its `audio`."""
         row = self._row(index)
         labels = np.full((NUM_FRAMES, *self.image_size), IGNORE, np.uint8)
         labelled = np.arange(NUM_FRAMES) < self._num_masks
@@ -121,7 +125,7 @@ class AVSBenchSource:
         self._check_count(row, self.layout.mask, self._num_masks)
         for k in range(1, self._num_masks + 1):
             labels[k - 1] = self._mask(row, k)
-        return {"frames": frames, "audio": self._audio(row), "labels": labels, "labelled": labelled, "id": row.id}
+        return {"frames": frames, "labels": labels, "labelled": labelled, "id": row.id}
 
     def audio(self, index: int) -> np.ndarray:
         """The record's `audio` of clip `index`: (5, 96, 64) float32 for VGGish."""

@@ -40,6 +40,10 @@ class Subset:
         """The record's `audio` of clip `index`."""
         return self.source.audio(self._of_source(index))
 
+    def visual(self, index: int):
+        """Clip `index` without its `audio`."""
+        return self.source.visual(self._of_source(index))
+
     def fingerprint(self) -> dict:
         """The source's own, and which of its clips."""
         chosen = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:16]
