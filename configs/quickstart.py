@@ -23,9 +23,9 @@ def get_config(arg=None):
 
     # A tenth of the paper's widths; the sounds of `per_second` need fusion within each second (see the README).
     c.method.update(name="tpavi", setting="ms3", backbone="resnet10", width=16, channels=32, head_channels=(16, 8),
-                    neck_dilations=(1, 2, 3, 6), audio_width=8, audio_hidden=256, dice=1.0, output_bias=-2.5,
+                    neck_dilations=(1, 2, 3, 6), audio_width=4, audio_hidden=256, dice=1.0, output_bias=-2.5,
                     fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip")  # fmt: skip
-    c.tagging.update(steps=200 if a.fusion != "none" else 0, batch_size=32)
+    c.tagging.update(steps=400 if a.fusion != "none" else 0, batch_size=32)
 
     c.augment.hflip = 0.5
     c.optimizer.update(name="adam", lr=2.5e-3, schedule="cosine", warmup_steps=100, clip_norm=1.0)

@@ -10,7 +10,7 @@ import numpy as np
 from avs_jax.errors import InputError, nearest
 
 SAMPLE_RATE = 16000  # Hz, what every front end works at
-RESAMPLERS = ("soxr_hq", "kaiser_best")
+RESAMPLERS = ("kaiser_best", "soxr_hq")
 
 # VGGish's front end: times in samples at 16 kHz, frequencies in Hz
 WINDOW, HOP, FFT = 400, 160, 512
@@ -42,7 +42,7 @@ class VGGishFrontEnd:
     """
 
     pad: str = "repeat"
-    resampler: str = "soxr_hq"
+    resampler: str = "kaiser_best"
     name: str = dataclasses.field(default="vggish", init=False)
 
     def __call__(self, waveform, sample_rate, num_frames):
@@ -82,7 +82,7 @@ def vggish_log_mel(
     sample_rate: float,
     num_examples: int | None = 5,
     pad: str = "repeat",
-    resampler: str = "soxr_hq",
+    resampler: str = "kaiser_best",
 ) -> np.ndarray:
     """The log-mel examples that VGGish was trained on (Hershey et al., 2017) and AVSBench ships (Zhou et al., 2022).
 
@@ -187,12 +187,12 @@ def to_mono(waveform: np.ndarray) -> np.ndarray:
     return scaled.mean(axis=1) if scaled.ndim == 2 else scaled
 
 
-def resample(wave: np.ndarray, sample_rate: float, resampler: str = "soxr_hq") -> np.ndarray:
+def resample(wave: np.ndarray, sample_rate: float, resampler: str = "kaiser_best") -> np.ndarray:
     """(samples,) float64 at `sample_rate` Hz -> the same sound at 16 kHz.
 
     Args:
-      resampler: "soxr_hq" (fast), or "kaiser_best", resampy's default filter, through librosa, which the public VGGish
-        preprocessing uses (slow on its first call, which compiles).
+      resampler: "kaiser_best", resampy's default filter, as in the public VGGish preprocessing (its first call, through
+        librosa, takes seconds), or "soxr_hq", as good and faster.
     """
     if not np.isfinite(sample_rate) or sample_rate <= 0:
         raise InputError("sample_rate", expected="a positive number of Hz", found=repr(sample_rate))

@@ -15,6 +15,7 @@ import numpy as np
 import optax
 
 from avs_jax.errors import InputError
+from avs_jax.models.encoders import vggish
 
 
 def load_audio(source) -> np.ndarray:
@@ -65,7 +66,9 @@ def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
     right = (_in_batches(jax.jit(lambda x: logits(model, x) > 0), x[train:]) == y[train:]).mean()
     print(f"audio encoder: {steps} steps of naming sounds, {right:.1%} right on held-out clips, "
           f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
-    return {**variables, "params": {**variables["params"], "audio": model["encoder"]}}
+    # Log-mel features are far from standardised, and so are the embeddings: bring them to order one for what follows.
+    encoder = vggish.rescaled(model["encoder"], 1 / float(embed(method, model["encoder"], audio[-100:]).std()))
+    return {**variables, "params": {**variables["params"], "audio": encoder}}
 
 
 def embed(method, params, audio) -> np.ndarray:

@@ -87,7 +87,7 @@ class AVSBenchSource:
         resize: bool = False,
         front_end: str = "vggish",
         sound: str = "auto",
-        resampler: str = "soxr_hq",
+        resampler: str = "kaiser_best",
     ):
         self.setting = _choice("setting", setting, LAYOUTS)
         self.split = _choice("split", split, SPLITS)

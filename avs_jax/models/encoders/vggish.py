@@ -67,3 +67,8 @@ class VGGish(nn.Module):
         for i in range(3):
             rules += torch_keys.linear(f"embeddings.{2 * i}", (f"dense{i}",))
         return torch_keys.Table(tuple(rules))
+
+
+def rescaled(params, factor: float):
+    """Parameters whose embeddings are `factor` (above 0) times as large: the last layer is linear up to its ReLU."""
+    return {**params, "dense2": jax.tree.map(lambda p: p * factor, params["dense2"])}
