@@ -124,7 +124,7 @@ def test_one_compilation_and_fixed_shapes(predicted):
 def test_the_sound_of_a_clip_is_the_data_sets(folder, clip, predicted):
     _, sound, rate, _ = decode(clip)
     audio = predicted[0].batches[0]["audio"]
-    want = vggish_log_mel(sound[: 5 * rate], rate, 5)
+    want = vggish_log_mel(sound[: 5 * rate], rate, 5, resampler="soxr_hq")  # as a stream can be
     assert abs(audio[0, :4] - want[:4]).max() < 1e-3
     assert abs(audio[0, 4] - want[4]).max() < 0.05  # the resampler sees the sound after 5 s
     assert abs(audio[1, :2] - vggish_log_mel(sound[5 * rate :], rate, 2)).max() < 0.05
