@@ -38,9 +38,9 @@ def get_config(arg=None):
     )
 
     if a.dataset == "avsbench":
-        c.data.update(source="avsbench", root=a.root, setting=a.setting, image_size=224)
+        c.data.update(source="avsbench", root=a.root, setting=a.setting, image_size=224, resize=False, sound="auto")
     else:
-        c.data.update(source="synthetic", setting=SYNTHETIC[a.setting], image_size=224)
+        c.data.update(source="synthetic", setting=SYNTHETIC[a.setting], image_size=224, difficulty="easy")
 
     # No augmentation, schedule, warm-up, clipping or averaging, in paper and code. The code parses a weight decay of
     # 5e-4 and never uses it.

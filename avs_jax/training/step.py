@@ -38,7 +38,8 @@ def make_train_step(method, optimizer, *, trainable, learning_rate: Callable, se
         bad_step = jnp.where((state.bad_step < 0) & ~finite, state.step, state.bad_step)
         new = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
         if ema:
-            new = new.replace(ema=optax.incremental_update(params, state.ema, 1 - ema))
+            averaged = optax.incremental_update(params, state.ema, 1 - ema)  # of frozen ones: themselves, unrounded
+            new = new.replace(ema=jax.tree.map(lambda a, p, t: a if t else p, averaged, params, trainable))
         new = jax.tree.map(lambda a, b: jnp.where(bad_step < 0, a, b), new, state).replace(bad_step=bad_step)
 
         norms = {"grad_norm": grad_norm, "update_norm": optax.tree.norm(updates), "param_norm": optax.tree.norm(params)}
