@@ -41,3 +41,16 @@ def nearest(name: str, valid) -> str:
 
 class TrainingError(RuntimeError):
     """A run that cannot go on although its input was well-formed; commands print it as one line and exit with 1."""
+
+
+def check_options(section: str, owner: str, options, valid) -> None:
+    """Refuses the first of `options` that `owner` does not have.
+
+    Raises:
+      InputError: naming it as `section`.option, and the nearest valid one.
+    """
+    for option in options:
+        if option not in valid:
+            raise InputError(
+                f"{section}.{option}", expected=f"an option of {owner}", found=repr(option), hint=nearest(option, valid)
+            )

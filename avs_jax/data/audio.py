@@ -7,7 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError, check_options, nearest
 
 SAMPLE_RATE = 16000  # Hz, what every front end works at
 RESAMPLERS = ("kaiser_best", "soxr_hq")
@@ -65,15 +65,7 @@ def front_end(name: str, **options) -> FrontEnd:
         raise InputError(
             "front_end", expected="the name of an audio front end", found=repr(name), hint=nearest(name, FRONT_ENDS)
         )
-    valid = [f.name for f in dataclasses.fields(FRONT_ENDS[name]) if f.init]
-    for option in options:
-        if option not in valid:
-            raise InputError(
-                f"front_end.{option}",
-                expected=f"an option of '{name}'",
-                found=repr(option),
-                hint=nearest(option, valid),
-            )
+    check_options("front_end", f"'{name}'", options, [f.name for f in dataclasses.fields(FRONT_ENDS[name]) if f.init])
     return FRONT_ENDS[name](**options)
 
 

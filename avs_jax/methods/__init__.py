@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError, check_options, nearest
 
 METHODS = {"tpavi": "avs_jax.methods.tpavi"}
 
@@ -68,10 +68,5 @@ def create(name: str, **options) -> Method:
     if name not in METHODS:
         raise InputError("method.name", expected="the name of a method", found=repr(name), hint=nearest(name, METHODS))
     build = importlib.import_module(METHODS[name]).create
-    valid = list(inspect.signature(build).parameters)
-    for option in options:
-        if option not in valid:
-            raise InputError(
-                f"method.{option}", expected=f"an option of '{name}'", found=repr(option), hint=nearest(option, valid)
-            )
+    check_options("method", f"'{name}'", options, list(inspect.signature(build).parameters))
     return build(**options)

@@ -1,11 +1,12 @@
 """Random-access sources of clips, by name."""
 
 import importlib
+import inspect
 from collections.abc import Sequence
 from typing import Any, Protocol
 
 from avs_jax.data.clip import Clip
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError, check_options, nearest
 
 SOURCES = {"synthetic": "synthetic.SyntheticSource", "avsbench": "avsbench.AVSBenchSource"}
 
@@ -50,13 +51,5 @@ def create_source(name: str, **options) -> Source:
         )
     module, cls = SOURCES[name].split(".")
     cls = getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)
-    valid = [p for p in __import__("inspect").signature(cls).parameters]
-    for option in options:
-        if option not in valid:
-            raise InputError(
-                f"data.{option}",
-                expected=f"an option of the '{name}' source",
-                found=repr(option),
-                hint=nearest(option, valid),
-            )
+    check_options("data", f"the '{name}' source", options, list(inspect.signature(cls).parameters))
     return cls(**options)
