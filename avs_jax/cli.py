@@ -1,5 +1,6 @@
 """How every command starts: flags parsed, errors told in one line, the compilation cache switched on."""
 
+import argparse
 import logging as std_logging
 import os
 import sys
@@ -37,6 +38,16 @@ def run(main: Callable[[], int | None]) -> None:
             _leave(error, 1)
 
     app.run(guarded, flags_parser=parse)
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses a bad command line as all bad input is refused: with an InputError, told in one line."""
+
+    def __init__(self, prog: str, **options):
+        super().__init__(prog, allow_abbrev=False, **options)
+
+    def error(self, message):
+        raise InputError("command line", expected="arguments as --help lists them", found=message)
 
 
 def config_flag():

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from avs_jax import cli
 from avs_jax.errors import InputError, nearest
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
@@ -95,14 +96,6 @@ def _value(text: str):
         return {"True": True, "False": False, "None": None}.get(text, text)
 
 
-class _Parser(argparse.ArgumentParser):
-    def __init__(self, prog, **options):
-        super().__init__(prog, allow_abbrev=False, **options)
-
-    def error(self, message):  # in one line, as all bad input
-        raise InputError("command line", expected="arguments as --help lists them", found=message)
-
-
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
     """The command line: (arguments, options of the data set).
 
@@ -111,7 +104,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
     """
     head, _, more = __doc__.partition("\n\n")
     layout = argparse.RawDescriptionHelpFormatter
-    parser = _Parser("python -m avs_jax.evaluate", description=head, epilog=more, formatter_class=layout)
+    parser = cli.Parser("python -m avs_jax.evaluate", description=head, epilog=more, formatter_class=layout)
     add = parser.add_argument
     add("--workdir", required=True, help="the folder that training wrote to")
     add("--checkpoint", default="best", choices=("best", "latest"))
@@ -145,8 +138,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         args, data = parse(argv)
         import jax
         from absl import logging
-
-        from avs_jax import cli
 
         logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
         if args.distributed:
