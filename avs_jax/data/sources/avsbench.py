@@ -1,8 +1,6 @@
 """AVSBench on disk: the S4 (single source) and MS3 (multiple sources) folders of Zhou et al., ECCV 2022."""
 
 import dataclasses
-import hashlib
-import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,8 +8,9 @@ import numpy as np
 
 from avs_jax.data import audio, images
 from avs_jax.data.clip import IGNORE, Clip
+from avs_jax.data.sources import files
 from avs_jax.data.sources.avsbench_table import SPLITS, Row, read_table
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError
 from avs_jax.torch_files import read_torch_pickle
 
 NUM_FRAMES = 5
@@ -89,12 +88,12 @@ class AVSBenchSource:
         sound: str = "auto",
         resampler: str = "kaiser_best",
     ):
-        self.setting = _choice("setting", setting, LAYOUTS)
-        self.split = _choice("split", split, SPLITS)
-        self.sound = _choice("sound", sound, ("auto", "log_mel", "wav"))
-        self.image_size, self.resize = _size(image_size), bool(resize)
-        self.resampler = _choice("resampler", resampler, audio.RESAMPLERS)
-        _choice("front_end", front_end, audio.FRONT_ENDS)
+        self.setting = files.choice("setting", setting, LAYOUTS)
+        self.split = files.choice("split", split, SPLITS)
+        self.sound = files.choice("sound", sound, ("auto", "log_mel", "wav"))
+        self.image_size, self.resize = files.size_of(image_size), bool(resize)
+        self.resampler = files.choice("resampler", resampler, audio.RESAMPLERS)
+        files.choice("front_end", front_end, audio.FRONT_ENDS)
         self.front_end = audio.front_end(front_end, resampler=resampler)
         if front_end != "vggish" and sound != "wav":
             raise InputError("data.sound", expected=f"'wav' with front end '{front_end}'", found=repr(sound))
@@ -138,24 +137,7 @@ class AVSBenchSource:
 
     def problems(self, index: int) -> list[InputError]:
         """Everything that is wrong with clip `index`, not only the first."""
-        row = self._row(index)
-        found = []
-        if row.also:
-            found.append(
-                InputError(
-                    f"{self.root / self.layout.table}, clip '{row.id}'",
-                    expected="every clip in one split",
-                    found=f"it in '{self.split}' and in {row.also}",
-                    hint="Keep it out of one of them, or scores are not to be trusted.",
-                )
-            )
-        for check in self._checks(row):
-            try:
-                check()
-            except InputError as error:
-                if str(error) not in map(str, found):
-                    found.append(error)
-        return found
+        return files.problems(self._checks(self._row(index)))
 
     def fingerprint(self) -> dict:
         """JSON-able identity. The folder is no part of it: a data set may move."""
@@ -164,7 +146,7 @@ class AVSBenchSource:
             "setting": self.setting,
             "split": self.split,
             "length": len(self),
-            "ids": hashlib.sha256("\n".join(self.ids).encode()).hexdigest()[:16],
+            "ids": files.digest(self.ids),
             "image_size": list(self.image_size),
             "resize": self.resize,
             "front_end": self.front_end.name,
@@ -179,10 +161,7 @@ class AVSBenchSource:
         return self.layout.train_masks if self.split == "train" else NUM_FRAMES
 
     def _row(self, index) -> Row:
-        index = operator.index(index)
-        if not 0 <= index < len(self):
-            raise IndexError(f"clip {index} of {len(self)}")
-        return self._rows[index]
+        return self._rows[files.position(index, len(self))]
 
     def _path(self, row: Row, template: str, k: int = 0) -> Path:
         return self.root / template.format(split=self.split, category=row.category, id=row.id, k=k)
@@ -203,25 +182,13 @@ class AVSBenchSource:
 
     def _check_count(self, row: Row, template: str, count: int) -> None:
         """Compares the images in the folder of frames or masks with those expected, by name."""
-        folder = self._path(row, template).parent
-        names = {self._path(row, template, k).name for k in range(1, count + 1)}
-        try:
-            found = {entry.name for entry in folder.iterdir()}
-        except OSError:
-            reason = "no such folder" if not folder.exists() else "something that cannot be listed"
-            raise InputError(folder, expected=f"a folder of {_images(count)}", found=reason) from None
-        missing = sorted(names - found)
-        if not missing and (count < NUM_FRAMES or not (found := _pngs(found) - names)):
-            return  # a training clip may come with more masks than may be used
-        if missing:
-            text = f"{count - len(missing)} of them: {', '.join(missing)} missing"
-        else:
-            text = f"{count + len(found)}: {', '.join(sorted(found))} too many"
-        expected = f"{_images(count)}, {min(names)}" + (f" to {max(names)}" if count > 1 else "")
-        raise InputError(folder, expected=expected, found=text)
+        names = [self._path(row, template, k).name for k in range(1, count + 1)]
+        # a training clip may come with more masks than may be used
+        files.check_images(self._path(row, template).parent, names, more=count < NUM_FRAMES)
 
     def _checks(self, row: Row) -> Iterator[Callable]:
         """Every check of one clip, each raising what it finds."""
+        yield lambda: files.check_split(self.root / self.layout.table, row, self.split)
         for template, count, read in (
             (self.layout.frame, NUM_FRAMES, self._frame),
             (self.layout.mask, self._num_masks, self._mask),
@@ -264,26 +231,3 @@ def _read_log_mel(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         bad = int((~np.isfinite(values)).sum())
         raise InputError(path, expected="finite numbers", found=f"{bad} NaN or infinite values")
     return values
-
-
-def _images(count: int) -> str:
-    return f"{count} image{'s' * (count != 1)}"
-
-
-def _pngs(names: set[str]) -> set[str]:
-    return {name for name in names if name.lower().endswith(".png") and not name.startswith(".")}
-
-
-def _choice(option: str, value, valid):
-    if value not in tuple(valid):
-        raise InputError(
-            f"data.{option}", expected=f"one of {', '.join(valid)}", found=repr(value), hint=nearest(value, valid)
-        )
-    return value
-
-
-def _size(image_size) -> tuple[int, int]:
-    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
-    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
-        raise InputError("data.image_size", expected="a side in pixels, or (height, width)", found=repr(image_size))
-    return size

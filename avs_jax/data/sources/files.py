@@ -1,0 +1,98 @@
+"""What sources that read folders of images share: checked options, folders that must hold certain images, problems."""
+
+import hashlib
+import operator
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from avs_jax.errors import InputError, nearest
+
+
+def choice(option: str, value, valid):
+    """`value`, one of `valid`; otherwise an InputError that names `data.<option>` and the nearest valid value."""
+    if value not in tuple(valid):
+        raise InputError(
+            f"data.{option}", expected=f"one of {', '.join(valid)}", found=repr(value), hint=nearest(value, valid)
+        )
+    return value
+
+
+def size_of(image_size: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) of the option `data.image_size`: a side in pixels, or both."""
+    size = (image_size, image_size) if np.ndim(image_size) == 0 else tuple(image_size)
+    if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
+        raise InputError("data.image_size", expected="a side in pixels, or (height, width)", found=repr(image_size))
+    return size
+
+
+def position(index, length: int) -> int:
+    """`index` in 0..length-1 as an int.
+
+    Raises:
+      IndexError: it is outside.
+    """
+    index = operator.index(index)
+    if not 0 <= index < length:
+        raise IndexError(f"clip {index} of {length}")
+    return index
+
+
+def digest(texts: Iterable[str]) -> str:
+    """16 hexadecimal digits that identify a list of texts."""
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def check_images(folder: Path, names: Sequence[str], more: bool = False) -> None:
+    """Compares the images in a folder with those expected, by name; they are not opened.
+
+    Args:
+      names: file names, in order, all of one extension.
+      more: further images of that extension may be there.
+    Raises:
+      InputError: naming what is missing, or else what is too many.
+    """
+    count = len(names)
+    several = f"{count} image{'s' * (count != 1)}"
+    try:
+        found = {entry.name for entry in folder.iterdir()}
+    except OSError:
+        reason = "no such folder" if not folder.exists() else "something that cannot be listed"
+        raise InputError(folder, expected=f"a folder of {several}", found=reason) from None
+    missing = sorted(set(names) - found)
+    extra = {name for name in found - set(names) if _is_image(name, Path(names[0]).suffix)}
+    if not missing and (more or not extra):
+        return
+    if missing:
+        text = f"{count - len(missing)} of them: {', '.join(missing)} missing"
+    else:
+        text = f"{count + len(extra)}: {', '.join(sorted(extra))} too many"
+    expected = f"{several}, {names[0]}" + (f" to {names[-1]}" if count > 1 else "")
+    raise InputError(folder, expected=expected, found=text)
+
+
+def _is_image(name: str, suffix: str) -> bool:
+    return name.lower().endswith(suffix) and not name.startswith(".")
+
+
+def problems(checks: Iterable[Callable[[], object]]) -> list[InputError]:
+    """The errors that `checks` raise, each text once."""
+    found: dict[str, InputError] = {}
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            found.setdefault(str(error), error)
+    return list(found.values())
+
+
+def check_split(table: Path, row, split: str) -> None:
+    """Refuses a clip (an `avsbench_table.Row`) that another split names too."""
+    if row.also:
+        raise InputError(
+            f"{table}, clip '{row.id}'",
+            expected="every clip in one split",
+            found=f"it in '{split}' and in {row.also}",
+            hint="Keep it out of one of them, or scores are not to be trusted.",
+        )
