@@ -24,7 +24,12 @@ def defaults() -> ml_collections.ConfigDict:
         "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
     )
 
-    c.weights = ""  # start from: public .pth or .safetensors files, comma-separated, or the workdir of an earlier run
+    # Start from public weights, each "", a path, the name of a file here or in `folder`, or a Hugging Face hub id
+    c.pretrained = ml_collections.ConfigDict()
+    c.pretrained.encoder = ""  # the image encoder's file: "resnet50-19c8e357.pth", "timm/pvt_v2_b5.in1k"
+    c.pretrained.audio = ""  # the audio encoder's file: "vggish-10086976.pth"
+    c.pretrained.method = ""  # a whole method's checkpoint, or the workdir of an earlier run; wins over the other two
+    c.pretrained.folder = "weights"  # where fetched files lie
 
     c.method = ml_collections.ConfigDict({"name": "tpavi"})
 

@@ -21,7 +21,7 @@ from avs_jax.safe_pickle import Bag, Name
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_EXPANDED = 1 << 24  # elements of a tensor that repeats its storage (stride 0) and so may exceed it
 
-_STORAGES = {  # torch.<X>Storage -> dtype
+STORAGES = {  # torch.<X>Storage -> dtype
     "Float": "float32",
     "Double": "float64",
     "Half": "float16",
@@ -35,11 +35,11 @@ _STORAGES = {  # torch.<X>Storage -> dtype
     "ComplexFloat": "complex64",
     "ComplexDouble": "complex128",
 }
-_STORAGE_NAMES = {f"torch.{gpu}{n}Storage": t for n, t in _STORAGES.items() for gpu in ("", "cuda.")} | {
+_STORAGE_NAMES = {f"torch.{gpu}{n}Storage": t for n, t in STORAGES.items() for gpu in ("", "cuda.")} | {
     "torch.storage.UntypedStorage": "uint8",
     "torch.storage._UntypedStorage": "uint8",
 }
-_DTYPES = (*_STORAGES.values(), "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
+_DTYPES = (*STORAGES.values(), "uint16", "uint32", "uint64", "float8_e4m3fn", "float8_e5m2")
 _DTYPE_NAMES = {f"torch.{t}": t for t in _DTYPES}
 _TENSOR_TYPES = {"torch.Tensor", "torch._tensor.Tensor", "torch.nn.parameter.Parameter", "torch.nn.Parameter"}
 _NAMES = frozenset(

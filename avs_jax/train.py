@@ -75,8 +75,7 @@ def train(config, workdir) -> Result:
         figures = meta["figures"]
     else:
         variables = method.init(key, example)
-        if config.weights:
-            variables = build.load_weights(method, variables, config.weights)
+        variables = build.load_pretrained(config, method, variables)
         if config.tagging.steps:
             variables = tagging.teach(method, variables, source, audio, seed=config.seed, **config.tagging)
         state = jax.jit(make_state, out_shardings=layout.replicated)(variables)

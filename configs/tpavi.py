@@ -1,7 +1,7 @@
 """TPAVI as published: Zhou et al., Audio-visual segmentation, ECCV 2022.
 
     python -m avs_jax.train --config=configs/tpavi.py:setting=ms3,root=/data/avsbench_data --workdir=runs/ms3 \
-        --config.weights=resnet50-19c8e357.pth,vggish-10086976.pth
+        --config.pretrained.encoder=resnet50-19c8e357.pth --config.pretrained.audio=vggish-10086976.pth
 
 Arguments after the colon: `setting=s4|ms3`; `backbone=resnet18|resnet50|resnet101`; `dataset=avsbench|synthetic`;
 `root`, the folder of AVSBench. Where paper and public code disagree, this follows the code, which made the figures.

@@ -326,12 +326,13 @@ def test_start_from_another_run(finished, tmp_path):
     c = recipe()
     method = build.build_method(c)
     variables = method.init(jax.random.key(1), build.example_batch(source))
-    loaded = build.load_weights(method, variables, str(workdir))
+    c.pretrained.method = str(workdir)
+    loaded = build.load_pretrained(c, method, variables)
     expected = avs_jax.load_checkpoint(workdir)[1]
     jax.tree.map(np.testing.assert_array_equal, loaded, expected)
     wrong = {**variables, "params": {**variables["params"], "head": {"kernel": jnp.zeros((2, 1))}}}
     with pytest.raises(InputError, match=r"params\.head"):
-        build.load_weights(method, wrong, str(workdir))
+        build.load_pretrained(c, method, wrong)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 from avs_jax import config as configs
 from avs_jax import metrics
 from avs_jax.data.clip import validate
-from avs_jax.data.pipeline import Cached, difference
+from avs_jax.data.pipeline import Cached
 from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.methods import Method, create
@@ -89,30 +89,15 @@ def example_batch(source) -> dict:
     return {**batch, "index": np.zeros(1, np.int32), "valid": np.ones(1, bool)}
 
 
-def load_weights(method, variables, files: str):
-    """Variables with what the comma-separated files hold: public checkpoints, or the workdir of an earlier run.
+def load_pretrained(config, method, variables):
+    """The variables with what the files of the config's `pretrained` section hold.
 
     Raises:
       InputError: a file that is missing or does not fit the method.
     """
-    paths = [Path(p).expanduser() for p in files.split(",") if p]
-    if len(paths) == 1 and (paths[0] / "config.json").is_file():
-        from avs_jax.training.checkpoint import load_checkpoint
+    from avs_jax.weights.pretrained import load_pretrained
 
-        return _merged(variables, load_checkpoint(paths[0])[1], paths[0])
-    from avs_jax.weights import load_torch
-
-    return load_torch(method, [str(p) for p in paths], partial=True)
-
-
-def _merged(variables, loaded, path):
-    """The loaded variables, which must have the tree and shapes of the method's own."""
-    shapes, found = (jax.tree.map(lambda x: (x.shape, str(x.dtype)), v) for v in (variables, loaded))
-    name = difference({"": shapes}, {"": found})
-    if name:
-        raise InputError(f"{path}, array {name[0].strip('.')}", expected=str(name[1]), found=str(name[2]),
-                         hint="The run in `weights` trained another architecture.")  # fmt: skip
-    return loaded
+    return load_pretrained(method, variables, config.pretrained)
 
 
 def evaluator(config, method):
@@ -140,7 +125,9 @@ def evaluator(config, method):
 def announce(config, method, source, state, *, start: int, total: int) -> None:
     """One line on what is about to happen."""
     if jax.process_index() == 0:
+        from avs_jax.weights.pretrained import describe
+
         size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-        begin = f"resuming at step {start}" if start else f"starting from {config.weights or 'random weights'}"
+        begin = f"resuming at step {start}" if start else f"starting from {describe(config.pretrained)}"
         print(f"{begin}: {method.name}, {size:.2f} M parameters, {len(source)} clips, {total} steps of "
               f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)", flush=True)  # fmt: skip

@@ -4,9 +4,8 @@ A model lists its public keys as a `models.torch_keys.Table`; this file moves th
 by default every parameter must be covered and every key used.
 """
 
-import difflib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import jax
 import numpy as np
@@ -15,9 +14,9 @@ from avs_jax.errors import InputError
 from avs_jax.methods import Method
 from avs_jax.models.initialise import initialise
 from avs_jax.models.torch_keys import Rule, Table
+from avs_jax.weights import matching
 
 StateDict = Mapping[str, np.ndarray]
-_SHOWN = 8  # names of each kind in a report
 
 
 def load_torch(model, weights, partial: bool = False) -> dict:
@@ -27,29 +26,24 @@ def load_torch(model, weights, partial: bool = False) -> dict:
       model: a `Method`, or an encoder from `create_encoder`.
       weights: {public key: array}, the path of a file, or a list of those that together cover the model (TPAVI's own
         file and VGGish's). ImageNet files of the encoder are understood too. A "module." before every key is dropped.
+        Floating-point numbers of any width become float32.
       partial: leave what no file covers at its initial value (key 0). Keys that the model does not have are errors
         either way, but for classifier heads (`fc.*`).
     Returns:
       {"params": ..., "batch_stats": ..., "unused": {key: array}} as NumPy arrays; "unused", if there is any, holds what
       the public file stores and never computes with, so that `to_torch` can give it back.
     Raises:
-      InputError: missing, unexpected, doubly given or wrongly shaped keys, all listed.
+      InputError: missing, unexpected, doubly given or wrongly shaped keys, in a report of several lines.
     """
     table = table_of(model)
     files = weights if isinstance(weights, list | tuple) else [weights]
-    state_dict = _merge([_read(file) for file in files], table)
-    variables = jax.eval_shape(lambda: _initial(model))
-    _check(state_dict, table, variables, partial)
-    covered = {rule.key for rule in table.rules if rule.key in state_dict}
-    live = [rule for rule in table.rules if rule.collection != "unused"]
-    if all(rule.key in covered for rule in live):
-        variables = jax.tree.map(lambda x: None, variables)
-    else:
-        variables = jax.tree.map(np.asarray, jax.jit(lambda: _initial(model))())
-    for rule in table.rules:
-        if rule.key in covered:
-            _put(variables, rule, to_ours(state_dict[rule.key], rule.layout))
-    return variables
+    state_dict = matching.merge([read(file) for file in files], table)
+    variables = jax.eval_shape(lambda: initial(model))
+    match = matching.compare(state_dict, table, variables)
+    match.require(partial=partial)
+    if match.missing:
+        variables = jax.tree.map(np.asarray, jax.jit(lambda: initial(model))())
+    return fill(variables, table, state_dict)
 
 
 def to_torch(model, variables) -> dict[str, np.ndarray]:
@@ -65,7 +59,7 @@ def to_torch(model, variables) -> dict[str, np.ndarray]:
     unused = variables.get("unused", {})
     for rule in table.rules:
         if rule.collection != "unused":
-            out[rule.key] = to_public(np.asarray(_get(variables, rule)), rule.layout)
+            out[rule.key] = to_public(np.asarray(matching.get(variables, rule)), rule.layout)
         elif rule.key in unused:
             out[rule.key] = to_public(np.asarray(unused[rule.key]), rule.layout)
         elif rule.layout == "count":
@@ -110,108 +104,32 @@ def to_public(array: np.ndarray, layout: str) -> np.ndarray:
     return np.array(array, order="C")
 
 
-def _public_shape(shape, layout):
-    """Our shape -> the public one."""
-    if layout == "conv":
-        return (shape[3], shape[2], shape[0], shape[1])
-    if layout == "linear":
-        return (shape[1], shape[0])
-    if layout == "pointwise":
-        return (shape[1], shape[0], 1, 1, 1)
-    return tuple(shape)
-
-
-def _initial(model):
+def initial(model):
+    """The variables that what no file covers is left at."""
     rng = jax.random.key(0)
     return model.init(rng) if isinstance(model, Method) else initialise(model, rng, model.example_input())
 
 
-def _read(weights) -> StateDict:
-    if isinstance(weights, Mapping):
-        state_dict = weights
-    elif isinstance(weights, str | os.PathLike):
+def read(weights) -> dict[str, np.ndarray]:
+    """The state dict of one file, or the given one, without the "module." that data-parallel training puts first."""
+    if isinstance(weights, str | os.PathLike):
         from avs_jax.weights.files import read_state_dict
 
-        state_dict = read_state_dict(weights)
-    else:
+        return read_state_dict(weights)
+    if not isinstance(weights, Mapping):
         raise InputError("weights", expected="a {key: array} mapping, a path, or a list of them",
                          found=type(weights).__name__)  # fmt: skip
-    if state_dict and all(key.startswith("module.") for key in state_dict):
-        state_dict = {key.removeprefix("module."): value for key, value in state_dict.items()}
-    return state_dict
+    prefix = "module." if weights and all(key.startswith("module.") for key in weights) else ""
+    return {key.removeprefix(prefix): np.asarray(value) for key, value in weights.items()}
 
 
-def _merge(state_dicts: Sequence[StateDict], table: Table) -> dict[str, np.ndarray]:
-    """All files under the table's own keys."""
-    merged, twice = {}, []
-    known = {rule.key for rule in table.rules}
-    for state_dict in state_dicts:
-        for key, value in state_dict.items():
-            for name in (key,) if key in known else table.aliases.get(key, (key,)):
-                if name in merged:
-                    twice.append(name)
-                merged[name] = value
-    if twice:
-        raise InputError("weights", expected="every key once", found=f"given twice: {_some(twice)}",
-                         hint="Do two of the files hold the same part?")  # fmt: skip
-    return merged
-
-
-def _check(state_dict, table: Table, variables, partial: bool) -> None:
-    rules = {rule.key: rule for rule in table.rules}
-    missing = [r.key for r in table.rules if r.collection != "unused" and r.key not in state_dict]
-    unexpected = [k for k in state_dict if k not in rules and not k.startswith(table.ignored)]
-    wrong = []
-    for key, rule in rules.items():
-        if key in state_dict:
-            expected = _expected_shape(rule, rules, variables)
-            found = tuple(np.shape(state_dict[key]))
-            if found != expected:
-                wrong.append(f"{key} {found} in place of {expected}")
-    problems = []
-    if missing and not partial:
-        problems.append(f"{len(missing)} missing: {_some(missing)}")
-    if unexpected:
-        problems.append(f"{len(unexpected)} unexpected: {_some(unexpected)}")
-    if wrong:
-        problems.append(f"{len(wrong)} of another shape: {_some(wrong)}")
-    if partial and not problems and len(missing) == sum(r.collection != "unused" for r in table.rules):
-        problems.append("no key of this model")
-    if problems:
-        raise InputError("weights", expected=f"the {len(rules)} public keys of this model",
-                         found="; ".join(problems), hint=_hint(missing, unexpected, partial, rules))  # fmt: skip
-
-
-def _hint(missing, unexpected, partial, rules):
-    if unexpected:
-        close = difflib.get_close_matches(unexpected[0], rules, n=1, cutoff=0.8)
-        return f"Is '{unexpected[0]}' meant to be '{close[0]}'?" if close else ""
-    if missing and not partial:
-        return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
-    return "Do the options (backbone, width, stages) fit the file?"
-
-
-def _expected_shape(rule: Rule, rules, variables):
-    while rule.collection == "unused" and rule.like:
-        rule = rules[rule.like]
-    if rule.collection == "unused":
-        return rule.shape
-    return _public_shape(_get(variables, rule).shape, rule.layout)
-
-
-def _some(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:_SHOWN])
-    return shown if len(names) <= _SHOWN else f"{shown}, ... ({len(names) - _SHOWN} more)"
-
-
-def _get(variables, rule: Rule):
-    node = variables.get(rule.collection, {})
-    for name in rule.path:
-        if name not in node:
-            raise InputError(f"variables for '{rule.key}'", expected="/".join((rule.collection, *rule.path)),
-                             found="no such entry", hint="Were they made with other options?")  # fmt: skip
-        node = node[name]
-    return node
+def fill(variables, table: Table, state_dict: StateDict) -> dict:
+    """A copy of the variables' tree in which every key of the state dict has replaced what it stands for."""
+    filled = jax.tree.map(lambda x: x, variables)  # new dicts, the same arrays
+    for rule in table.rules:
+        if rule.key in state_dict:
+            _put(filled, rule, to_ours(state_dict[rule.key], rule.layout))
+    return filled
 
 
 def _put(variables, rule: Rule, value) -> None:

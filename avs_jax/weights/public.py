@@ -1,0 +1,110 @@
+"""Where public weights are: files on disk, known files to fetch, the Hugging Face hub.
+
+Nothing is executed from what is fetched: the files are read by `weights.files`.
+"""
+
+import re
+from pathlib import Path
+
+from avs_jax.errors import InputError, nearest
+
+_TORCHVISION = "https://download.pytorch.org/models/"
+_PVT = "https://github.com/whai362/PVT/releases/download/v2/"
+# File name -> where it is published. Eight hexadecimal digits in a name are the beginning of the file's SHA-256.
+KNOWN = {
+    **{
+        name: _TORCHVISION + name
+        for name in (
+            "resnet18-f37072fd.pth",
+            "resnet18-5c106cde.pth",  # the same training, an older file
+            "resnet50-0676ba61.pth",
+            "resnet50-19c8e357.pth",  # older: the one AVSBench's code names
+            "resnet50-11ad3fa6.pth",  # "V2", another training
+            "resnet101-63fe2227.pth",
+            "resnet101-5d3b4d8f.pth",  # older
+            "resnet101-cd907fc2.pth",  # "V2"
+        )
+    },
+    **{f"pvt_v2_b{i}.pth": f"{_PVT}pvt_v2_b{i}.pth" for i in range(6)},
+    "vggish-10086976.pth": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+}
+HUB_IDS = (  # each with a model.safetensors
+    *(f"timm/{name}.{tag}_in1k" for name in ("resnet50", "resnet101") for tag in ("tv", "tv2")),
+    "timm/resnet18.tv_in1k",
+    *(f"timm/pvt_v2_b{i}.in1k" for i in range(6)),
+)
+HUB = "hf:"
+HUB_FILE = "model.safetensors"
+_HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w.-]+(?:/[\w.-]+)*))?")
+_SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors")
+
+
+def locate(text: str, *, field: str, folder: str | Path = "weights") -> Path:
+    """The file or folder that `text` means.
+
+    Args:
+      text: a path; a bare file name, looked up in the working directory and in `folder`; or a hub id
+        ("timm/resnet50.tv_in1k", with "hf:" before it or "/<file>" after it if need be), whose file is taken from
+        `folder`/<id>/<file> if it is there, else downloaded once into the hub's own cache.
+      field: what the user wrote it in, for errors.
+      folder: where fetched files are put.
+    Raises:
+      InputError: there is no such file; it says where to fetch it and where to put it.
+    """
+    folder, path = Path(folder).expanduser(), Path(text.removeprefix(HUB)).expanduser()
+    hub = _hub_id(text)
+    if not text.startswith(HUB):
+        for candidate in (path, *([folder / path] if len(path.parts) == 1 else [])):
+            if candidate.exists():
+                return candidate
+    if hub is None:
+        raise _missing(text, path, field, folder)
+    repository, file = hub
+    local = folder / repository / file
+    return local if local.is_file() else _download(repository, file, field, local, text)
+
+
+def _hub_id(text: str) -> tuple[str, str] | None:
+    """(repository, file), or None where the text can only be a path."""
+    match = _HUB_ID.fullmatch(text.removeprefix(HUB))
+    if match is None:
+        return None
+    repository, file = match[1], match[2]
+    if not text.startswith(HUB):
+        if Path(repository.split("/")[0]).is_dir() or (file is None and repository.endswith(_SUFFIXES)):
+            return None  # a path whose file is not there
+    return repository, file or HUB_FILE
+
+
+def _missing(text: str, path: Path, field: str, folder: Path) -> InputError:
+    bare = len(path.parts) == 1
+    target = folder / path if bare else path
+    if path.name in KNOWN:
+        hint = f"Fetch {KNOWN[path.name]} and put it at {target}."
+    else:
+        close = nearest(text, (*KNOWN, *HUB_IDS))
+        hint = f"{close.split('?')[0]}? " if close.startswith("Did") else ""
+        hint += f"Give the path of a file, one of {', '.join(_families())}, or a hub id such as {HUB_IDS[0]}."
+    where = f"no such file, here or in '{folder}'" if bare else "no such file"
+    return InputError(field, expected="a file of weights", found=f"{text!r}: {where}", hint=hint)
+
+
+def _families() -> list[str]:
+    return ["resnet<18|50|101>-<hash>.pth", "pvt_v2_b<0..5>.pth", "vggish-10086976.pth"]
+
+
+def _download(repository: str, file: str, field: str, local: Path, text: str) -> Path:
+    url = f"https://huggingface.co/{repository}/resolve/main/{file}"
+    hint = f"Fetch {url} and put it at {local}."
+    expected = f"the file '{file}' of '{repository}' on the Hugging Face hub"
+    try:
+        from huggingface_hub import hf_hub_download
+    except ImportError:
+        raise InputError(field, expected=expected, found=f"{text!r}, and no huggingface_hub library",
+                         hint=f"pip install huggingface_hub. Or: {hint}") from None  # fmt: skip
+    try:
+        return Path(hf_hub_download(repository, file))
+    except Exception as error:  # no network, no such repository, no access: the library has a dozen kinds
+        reason = " ".join(str(error).split()) or type(error).__name__
+        found = f"{text!r}, neither here nor downloaded: {type(error).__name__}, {reason[:160]}"
+        raise InputError(field, expected=expected, found=found, hint=hint) from None
