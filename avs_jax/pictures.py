@@ -3,6 +3,7 @@
 Drawing on pixels is NumPy; matplotlib, slow to import, is loaded when a picture is made, and needs no display.
 """
 
+import colorsys
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,9 +14,11 @@ import numpy as np
 from avs_jax.data.clip import IGNORE
 from avs_jax.errors import InputError
 
-COLOURS = np.array(  # of class 1, 2, ...: told apart on dark grey, and by most colour-blind eyes
+COLOURS = np.array(  # of class 1, 2, ...: told apart on dark grey, the first ten by most colour-blind eyes
     [[255, 190, 0], [0, 200, 255], [255, 80, 140], [120, 230, 90], [190, 130, 255], [255, 130, 60], [0, 220, 170],
-     [240, 240, 110], [90, 150, 255], [230, 100, 230]], np.uint8)  # fmt: skip
+     [240, 240, 110], [90, 150, 255], [230, 100, 230],
+     *(np.rint(255 * np.array(colorsys.hsv_to_rgb(0.618 * k % 1, (0.45, 0.8, 0.95)[k % 3], (1.0, 0.85)[k % 2])))
+       for k in range(10, 254))], np.uint8)  # fmt: skip
 MEAN, STD = np.float32([0.485, 0.456, 0.406]), np.float32([0.229, 0.224, 0.225])  # of frames that come normalised
 THUMBNAIL = 160  # pixels on the longer side, at most about
 
@@ -129,12 +132,16 @@ class Heard(NamedTuple):
 
 
 class View(NamedTuple):
-    """A clip to be drawn: its id, frames (T, H, W, 3), truth (T, H, W) uint8, and predictions."""
+    """A clip to be drawn: its id, frames (T, H, W, 3), truth (T, H, W) uint8, and predictions.
+
+    classes: their names, background first; only where the labels are classes, which are then named in their colours.
+    """
 
     id: str
     frames: np.ndarray
     truth: np.ndarray
     heard: Sequence[Heard]
+    classes: Sequence[str] = ()
 
 
 INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: a clip's pictures, what stands left of them, and right
@@ -142,19 +149,21 @@ GAP, CAPTION, HEAD = 0.06, 0.19, 0.3  # inches: between rows, for a line of text
 
 
 class _Row(NamedTuple):
-    """label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: J, to the right.
-    space: inches above, beyond the usual gap."""
+    """label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: in words, to the right.
+    space: inches above, beyond the usual gap. legend: texts and their colours, below; None where there are no classes.
+    """
 
     label: str
     image: np.ndarray
     captions: Sequence[str] | None = None
-    score: float | None = None
+    score: str = ""
     space: float = 0.0
+    legend: Sequence[tuple] | None = None
 
     @property
     def height(self):
         own = INNER * self.image.shape[0] / self.image.shape[1]
-        return own + GAP + self.space + (CAPTION if self.captions else 0.0)
+        return own + GAP + self.space + (0.0 if self.captions is None and self.legend is None else CAPTION)
 
 
 def clip_picture(path: str | Path, views: Sequence[View], *, title: str = "", columns: int = 2) -> Path:
@@ -175,6 +184,8 @@ def clip_picture(path: str | Path, views: Sequence[View], *, title: str = "", co
     note = "In colour: what is marked as making the sound.  J: overlap with the truth, from 0 (none) to 1 (exact)."
     if any(len(view.heard) > 1 for view in views):
         note += "  Swapped sound: another clip's."
+    if any(view.classes for view in views):
+        note = note.replace("J: overlap with the truth,", "mIoU: overlap with the truth, class by class,")
     _heading(figure, title, note)
     for n, (view, block) in enumerate(zip(views, blocks, strict=True)):
         x = (n % columns) * (LEFT + INNER + RIGHT) + LEFT
@@ -197,10 +208,22 @@ def _rows(view):
             if bands:
                 rows.append(_Row(heard.title, strip(bands), heard.names, space=0.1 * (n > 0)))
         if n == 0:
-            rows += [_Row("frames", strip([enlarge(f, scale) for f in frames])), _Row("truth", masks(view.truth))]
-        label = f"prediction with\n{heard.title}"
-        rows.append(_Row(label, masks(heard.labels, heard.scores), score=_jaccard(heard.labels, view.truth)))
+            rows.append(_Row("frames", strip([enlarge(f, scale) for f in frames])))
+            rows.append(_Row("truth", masks(view.truth), legend=_legend(view.truth, view.classes)))
+        label, score = f"prediction with\n{heard.title}", _score(heard.labels, view.truth, len(view.classes))
+        legend = _legend(heard.labels, view.classes)
+        rows.append(_Row(label, masks(heard.labels, heard.scores), score=score, legend=legend))
     return rows
+
+
+def _legend(labels, classes, most=5):
+    """The classes in a clip, the largest first: (text, colour) each; None where labels are no classes."""
+    if not classes:
+        return None
+    area = np.bincount(np.asarray(labels).reshape(-1), minlength=256)[1:IGNORE]
+    found = [int(k) for k in np.argsort(-area, kind="stable") if area[k]]
+    out = [(f"\u25a0 {classes[k + 1]}", COLOURS[k] / 255 * 0.8) for k in found[:most]]
+    return out + [(f"and {len(found) - most} more", "#666666")] * (len(found) > most)
 
 
 def _draw_clip(figure, name, rows, x, y):
@@ -216,9 +239,12 @@ def _draw_clip(figure, name, rows, x, y):
         axes.set_axis_off()
         middle = (y - tall / 2) / height
         figure.text((x - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=9.5)
-        if row.score is not None:
-            text = "not scored" if np.isnan(row.score) else f"J {row.score:.2f}"
-            figure.text((x + INNER + 0.1) / width, middle, text, va="center", fontsize=11, weight="bold")
+        if row.score:
+            figure.text((x + INNER + 0.1) / width, middle, row.score, va="center", fontsize=11, weight="bold")
+        at = x
+        for text, colour in row.legend or ():
+            figure.text(at / width, (y - tall - 0.02) / height, text, fontsize=9, va="top", color=colour)
+            at += 0.15 + 0.085 * len(text)  # inches: about the width of the text
         if row.captions:
             once = len(set(row.captions)) == 1
             for n, text in enumerate(row.captions[:1] if once else row.captions):
@@ -234,6 +260,20 @@ def _heading(figure, title, note):
     height = figure.get_size_inches()[1]
     figure.text(0.5, 1 - 0.15 / height, title, ha="center", va="top", fontsize=14, weight="bold")
     figure.text(0.5, 1 - 0.47 / height, note, ha="center", va="top", fontsize=10, color="#444444")
+
+
+def _score(labels, truth, num_classes):
+    if not num_classes:
+        j = _jaccard(labels, truth)
+        return "not scored" if np.isnan(j) else f"J {j:.2f}"
+    from avs_jax.metrics.confusion import class_figures
+
+    valid = truth != IGNORE
+    if not valid.any():
+        return "not scored"
+    cells = truth[valid].astype(int) * num_classes + np.asarray(labels)[valid]
+    counts = np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+    return f"mIoU\n{np.nanmean(class_figures(counts)['iou']):.2f}"  # background included, as in the table of clips
 
 
 def _jaccard(labels, truth):
@@ -265,16 +305,21 @@ def predicted_views(method, variables, source, indices: Sequence[int], swap: boo
     for index in indices:
         clip = source[index]
         field = "audio" if "audio" in clip else "audio_embedding"
+        inputs = {k: clip[k][None] for k in ("frames", "present") if k in clip}
+        shown = np.flatnonzero(clip.get("present", np.ones(len(clip["frames"]), bool)))  # padding is not
         heard = []
         for title, other in (("own sound", index), ("swapped sound", None if partner is None else int(partner[index]))):
             if other is None:
                 continue
             audio = clip[field] if other == index else source.audio(other)
-            found = jax.device_get(predict(variables, {"frames": clip["frames"][None], field: audio[None]}))
-            scores = found.scores[0, ..., 0] if method.num_classes == 1 else None
-            shown = audio if field == "audio" else None
-            heard.append(Heard(title, found.labels[0], scores, shown, sound_names(source, other)))
-        views.append(View(source.ids[index], clip["frames"], clip["labels"], heard))
+            found = jax.device_get(predict(variables, {**inputs, field: audio[None]}))
+            scores = found.scores[0][shown][..., 0] if method.num_classes == 1 else None
+            seen = None if field != "audio" else audio[shown] if len(audio) == len(clip["frames"]) else audio
+            names = sound_names(source, other)
+            names = None if names is None else [names[t] for t in shown]
+            heard.append(Heard(title, found.labels[0][shown], scores, seen, names))
+        classes = source.class_names if method.num_classes > 1 else ()
+        views.append(View(source.ids[index], clip["frames"][shown], clip["labels"][shown], heard, classes))
     return views
 
 

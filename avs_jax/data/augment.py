@@ -47,7 +47,7 @@ class Augment:
                 hint="Set augment.color to 0.",
             )
         if self.color:
-            frames = jitter(frames, *factors)
+            frames = jitter(frames, *factors, present=clip.get("present"))
         if scale != 1:
             frames, labels = rescale(frames, labels, scale, corner)
         if flip < self.hflip:
@@ -72,11 +72,16 @@ def make(options: Mapping) -> Augment | None:
     return None if transform == Augment() else transform
 
 
-def jitter(frames: np.ndarray, brightness: float, contrast: float, saturation: float) -> np.ndarray:
-    """Frames (T, H, W, 3) uint8 with each property multiplied, in that order; contrast about the clip's mean grey."""
+def jitter(
+    frames: np.ndarray, brightness: float, contrast: float, saturation: float, present: np.ndarray | None = None
+) -> np.ndarray:
+    """Frames (T, H, W, 3) uint8 with each property multiplied, in that order; contrast about the clip's mean grey.
+
+    present: (T,) bool, the frames that this mean is of; None: all.
+    """
     grey = np.array([0.299, 0.587, 0.114], np.float32)
     x = frames.astype(np.float32) * np.float32(brightness)
-    mean = (x @ grey).mean()
+    mean = ((x if present is None else x[present]) @ grey).mean()
     x = mean + (x - mean) * np.float32(contrast)
     luma = (x @ grey)[..., None]
     x = luma + (x - luma) * np.float32(saturation)

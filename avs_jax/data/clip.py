@@ -7,7 +7,7 @@ import numpy as np
 from avs_jax.errors import InputError
 
 Clip = dict[str, Any]
-"""One clip before batching (T frames of H x W pixels; T = 5 for AVSBench):
+"""One clip before batching (T frames of H x W pixels; T = 5 for AVSBench, 10 for its semantic setting):
 
 | field             | shape, dtype                         | meaning                                                   |
 |-------------------|--------------------------------------|-----------------------------------------------------------|
@@ -16,10 +16,16 @@ Clip = dict[str, Any]
 | `audio_embedding` | (T, 128) float32                     | in place of `audio`: a frozen encoder's cached output     |
 | `labels`          | (T, H, W) uint8                      | class of the sounding object; 0 background, 255 ignore    |
 | `labelled`        | (T,) bool                            | frames whose labels may be trained on                     |
+| `present`         | (T,) bool, optional                  | False where a frame only fills up a short clip            |
 | `id`              | str                                  | names the clip in errors, reports and tables              |
 
 A batch stacks these with a leading B, leaves `id` on the host, and adds `index` (B,) int32, the clip's position in its
 source, and `valid` (B,) bool, False on the copies that pad a last batch.
+
+What `frames` and `audio` hold where `present` is False means nothing, and a method must not let it matter: the public
+pipeline's padding is zero after normalisation, which no uint8 is, so the method itself zeroes the normalised frames and
+the sound there. (Sources put zeros; augmentation and another clip's sound may put anything.) Such a frame is never
+`labelled`; its `labels` are 0 where it is to be scored as background, as the public semantic figures do, or 255.
 """
 
 IGNORE = 255  # label of a pixel that is neither trained on nor scored
@@ -52,6 +58,8 @@ def validate(clip: Clip, *, num_classes: int = 2, where: str = "") -> Clip:
         fail("labels", f"{frames.shape[:3]} uint8", f"{labels.shape} {labels.dtype}")
     if labelled.shape != frames.shape[:1] or labelled.dtype != np.bool_:
         fail("labelled", f"{frames.shape[:1]} bool", f"{labelled.shape} {labelled.dtype}")
+    if "present" in clip:
+        _check_present(clip, fail)
     field = "audio" if "audio" in clip else "audio_embedding"
     audio = clip[field]
     if audio.dtype != np.float32:
@@ -62,3 +70,16 @@ def validate(clip: Clip, *, num_classes: int = 2, where: str = "") -> Clip:
     if bad.size:
         fail("labels", f"values below {num_classes}, or {IGNORE} for ignore", f"value {int(bad[0])}")
     return clip
+
+
+def _check_present(clip: Clip, fail) -> None:
+    present, labels = clip["present"], clip["labels"]
+    if present.shape != labels.shape[:1] or present.dtype != np.bool_:
+        fail("present", f"{labels.shape[:1]} bool", f"{present.shape} {present.dtype}")
+    if not present.any():
+        fail("present", "at least one frame to be present", "none")
+    if (clip["labelled"] & ~present).any():
+        fail("labelled", "present frames only", f"frame {int(np.argmax(clip['labelled'] & ~present))}, which is not")
+    absent = labels[~present]
+    if ((absent != 0) & (absent != IGNORE)).any():
+        fail("labels", f"0 or {IGNORE} in frames that are not present", f"value {int(absent[absent % IGNORE > 0][0])}")

@@ -1,5 +1,6 @@
 """Frames and masks from image files, checked before and while they are decoded."""
 
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from avs_jax.errors import InputError
 MAX_PIXELS = 1 << 26  # of an image of no particular size: 8192 x 8192
 _FRAME_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
 _MASK_MODES = (*_FRAME_MODES, "I;16", "I")
+FITS = ("crop", "squash")
 
 
 def read_frame(path: str | Path, size: tuple[int, int] | None = None, resize: bool = False) -> np.ndarray:
@@ -49,6 +51,96 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None, resize: boo
     if other:
         mask = np.asarray(Image.fromarray(mask).resize(size[::-1], Image.Resampling.NEAREST))
     return mask
+
+
+def read_fitted(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Reads one frame, PNG or JPEG, of any size, and fits it to `size` (height, width); see `fitted`.
+
+    Returns:
+      (H, W, 3) uint8 RGB.
+    Raises:
+      InputError: as `read_frame`.
+    """
+    return np.asarray(fitted(_rgb(path, ("PNG", "JPEG"), _FRAME_MODES), size, fit, Image.Resampling.BILINEAR))
+
+
+def read_colours(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarray:
+    """Reads one mask whose colours are classes, a PNG of any size, fitted to `size` by picking the nearest pixels.
+
+    Returns:
+      (H, W, 3) uint8 RGB, for `classes_of`. Transparency is dropped.
+    Raises:
+      InputError: as `read_mask`.
+    """
+    return np.asarray(fitted(_rgb(path, ("PNG",), _FRAME_MODES), size, fit, Image.Resampling.NEAREST))
+
+
+def _rgb(path, formats, modes) -> Image.Image:
+    with _open(path, formats, modes) as image:
+        _check_size(path, image, None, False)
+        return _decode(path, image, "RGB")
+
+
+def fitted(image: Image.Image, size: tuple[int, int], fit: str, how: Image.Resampling) -> Image.Image:
+    """An image scaled to `size` (height, width).
+
+    Args:
+      fit: "squash" does not keep the aspect ratio; "crop" keeps it, scales the image until it covers `size` (for a
+        square: its shorter side to that length) and takes the centre, rounding as AVSS's public code does.
+      how: Pillow's resampling; its bilinear one averages over more pixels where it shrinks.
+    """
+    height, width = size
+    if fit == "squash":
+        return image.resize((width, height), how)
+    if image.width * height > image.height * width:
+        covering = (image.width * height // image.height, height)
+    else:
+        covering = (width, image.height * width // image.width)
+    image = image.resize(covering, how)
+    left, top = (round((n - m) / 2) for n, m in zip(image.size, (width, height), strict=True))
+    return image.crop((left, top, left + width, top + height))
+
+
+@functools.cache
+def palette(num_classes: int) -> np.ndarray:
+    """(num_classes, 3) uint8: the colours of classes in PASCAL VOC's masks, and AVSS's.
+
+    Bits 0, 1, 2 of the class are the highest bits of red, green and blue, bits 3, 4, 5 the next, and so on.
+    """
+    k = np.arange(num_classes)
+    colours = np.zeros((num_classes, 3), np.uint8)
+    for bit in range(8):
+        colours[:, bit % 3] |= ((k >> bit & 1) << (7 - bit // 3)).astype(np.uint8)
+    colours.flags.writeable = False  # shared by every caller
+    return colours
+
+
+@functools.cache
+def _class_bits() -> np.ndarray:
+    """(3, 256) uint8: the bits of the class that a value of red, green and blue tells; `palette` undone."""
+    values, bits = np.arange(256), np.zeros((3, 256), np.uint8)
+    for bit in range(8):
+        bits[bit % 3] |= ((values >> (7 - bit // 3) & 1) << bit).astype(np.uint8)
+    return bits
+
+
+def classes_of(colours: np.ndarray, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """The class of each pixel by its colour in `palette(num_classes)`.
+
+    Args:
+      colours: (..., 3) uint8 RGB.
+      num_classes: at most 255.
+    Returns:
+      (...) uint8 classes, 0 where the colour is no class's; and (...) bool, whether it is one's.
+    """
+    bits = _class_bits()
+    classes = bits[0][colours[..., 0]] | bits[1][colours[..., 1]] | bits[2][colours[..., 2]]
+    full = np.zeros((256, 3), np.uint8)
+    full[:num_classes] = palette(num_classes)  # a class beyond them gets black, which its colour is not
+    known = np.ones(classes.shape, bool)
+    for channel in range(3):  # a channel at a time: a gather of (..., 3) is many times as slow
+        known &= full[:, channel][classes] == colours[..., channel]
+    return np.where(known, classes, np.uint8(0)), known
 
 
 def squash(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -60,13 +60,13 @@ def _stack(clips) -> Batch:
     """Clips stacked field by field; a clip of another size than its neighbours is an error that names both."""
     first = clips[0]
     for clip in clips[1:]:
-        for field in first:
-            if field not in clip or np.shape(clip[field]) != np.shape(first[field]):
-                found = str(np.shape(clip[field])) if field in clip else "no such field"
+        for field in first | clip:
+            found, expected = (str(np.shape(c[field])) if field in c else "no such field" for c in (clip, first))
+            if found != expected:
                 raise InputError(
                     f"clip at position {int(clip['index'])} of the source, field '{field}'",
                     found=found,
-                    expected=f"{np.shape(first[field])}, as the clip at position {int(first['index'])}",
+                    expected=f"{expected}, as the clip at position {int(first['index'])}",
                 )
     return {field: np.stack([clip[field] for clip in clips]) for field in first}
 

@@ -38,7 +38,9 @@ def evaluate(method, variables, source, *, bootstrap: int = 0, **options) -> dic
         silent_false_positive_rate, silent_exactly_empty: in frames in which nothing sounds, the share of pixels marked
           and the share of frames left exactly empty.
       Semantic only: miou and fscore are means over classes; f1, f03, fdr, miou_classes and miou_all_classes come from
-        one confusion matrix, background included.
+        one confusion matrix, background included. The rest is of "sounding or not", whatever the class.
+      Frames that are not `present` count in the semantic miou and fscore (and j_swap and the like), as the public code
+        does, unless their labels are 255 (`absent="ignore"` of AVSBench-semantic's source), and in no other figure.
     """
     found = evaluate_rows(method, variables, source, bootstrap=bootstrap, **options)
     return {**found.figures, **({"intervals": found.intervals} if bootstrap else {})}

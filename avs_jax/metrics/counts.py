@@ -9,16 +9,19 @@ from avs_jax.metrics.confusion import frame_confusions
 from avs_jax.metrics.fmeasure import score_histograms
 
 
-def frame_counts(prediction, truth: jax.Array, num_classes: int) -> dict[str, jax.Array]:
+def frame_counts(
+    prediction, truth: jax.Array, num_classes: int, present: jax.Array | None = None
+) -> dict[str, jax.Array]:
     """Counts each frame of a batch; pixels labelled 255 are left out of everything.
 
     Args:
       prediction: a `Prediction` for B clips of T frames.
       truth: (B, T, H, W) uint8 labels of the record.
       num_classes: the method's K: 1 scores "sounding or not" (any label above 0 sounds), more scores classes.
+      present: (B, T) bool of the record, or None: all frames are.
     Returns:
-      int32 arrays: inter, pred, truth, pixels (B, T): areas in pixels of the sounding mask; hist (B, T, 2, 256), see
-      `score_histograms`, of the probability of sounding; and for K > 1 confusion (B, T, K, K).
+      int32 arrays: inter, pred, truth, pixels (B, T): areas in pixels of the sounding mask; present (B, T), 0 or 1;
+      hist (B, T, 2, 256), see `score_histograms`, of the probability of sounding; for K > 1 confusion (B, T, K, K).
     """
     if prediction.labels.shape != truth.shape:
         raise InputError("prediction.labels", expected=f"the labels' shape {truth.shape}",
@@ -31,6 +34,7 @@ def frame_counts(prediction, truth: jax.Array, num_classes: int) -> dict[str, ja
     first = prediction.scores[..., 0].astype(jnp.float32)
     areas = {"inter": sounding & mask, "pred": mask, "truth": sounding, "pixels": valid}
     counts = {name: area.sum((-2, -1), dtype=jnp.int32) for name, area in areas.items()}
+    counts["present"] = jnp.ones(truth.shape[:2], jnp.int32) if present is None else present.astype(jnp.int32)
     counts["hist"] = score_histograms(first if num_classes == 1 else 1 - first, sounding, valid)
     if num_classes > 1:
         counts["confusion"] = frame_confusions(prediction.labels, truth, valid, num_classes)

@@ -56,9 +56,10 @@ def conditions(rows: Tally) -> list[str]:
 def clip_columns(rows: Tally, sound: str = "true") -> dict[str, np.ndarray]:
     """(N,) float64 sums over each clip's frames of what the binary figures are ratios of.
 
-    A frame counts when it has a pixel that is not ignored; it is silent when nothing in it sounds.
+    A frame counts when it is present and has a pixel that is not ignored; it is silent when nothing in it sounds.
     """
-    inter, pred, truth, pixels = rows[f"{sound}.inter"], rows[f"{sound}.pred"], rows["truth"], rows["pixels"]
+    areas = rows[f"{sound}.inter"], rows[f"{sound}.pred"], rows["truth"], rows["pixels"]
+    inter, pred, truth, pixels = (area * rows["present"] for area in areas)
     scored, sounding = pixels > 0, truth > 0
     silent = scored & ~sounding
     j = frame_jaccard(inter, pred, truth, pixels)
@@ -172,8 +173,8 @@ def _mask_figures(clips, data):
 def curves(rows: Tally) -> dict[str, np.ndarray]:
     """What happens at each of the 255 thresholds, (255,) each: threshold, f (mean over frames in which something
     sounds), and precision and recall of all pixels together."""
-    sounding = float((rows["truth"] > 0).sum())
+    sounding = float((rows["truth"] * rows["present"] > 0).sum())
     inter, pred = threshold_counts(rows["hist"].sum(0))
-    precision, recall = precision_recall(inter, pred, rows["truth"].sum())
+    precision, recall = precision_recall(inter, pred, (rows["truth"] * rows["present"]).sum())
     f = ratio(Resampling(len(rows["index"])).total(rows["curves"])[0], sounding)
     return {"threshold": THRESHOLDS.astype(np.float64), "f": f, "precision": precision, "recall": recall}

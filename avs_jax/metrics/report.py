@@ -42,7 +42,11 @@ class Report:
         """The figures as aligned text."""
         s = self.settings
         texts = descriptions(bool(self.classes))
-        lines = [f"{s['clips']} clips, {s['frames']} frames, {s['silent_frames']} of them silent", ""]
+        lines = [f"{s['clips']} clips, {s['frames']} frames, {s['silent_frames']} of them silent"]
+        if s["padding_frames"]:
+            lines.append(f"{s['padding_frames']} more frames only fill up short clips: "
+                         "they count in miou, fscore and what follows from miou, and nowhere else")  # fmt: skip
+        lines.append("")
         width = max(len(name) for name in texts)
         span = max(len(text) for text in texts.values())
         head = f"{'figure':<{width}}  {'':<{span}}    value"
@@ -123,6 +127,7 @@ def report(rows: Tally, source, sounds, *, clips_per_batch: int, bootstrap: int,
             "clips": len(rows["index"]),
             "frames": int(columns["frames"].sum()),
             "silent_frames": int(columns["silent"].sum()),
+            "padding_frames": int(((rows["present"] == 0) & (rows["pixels"] > 0)).sum()) if "confusion" in rows else 0,
             "clips_per_batch": clips_per_batch,
             "bootstrap": bootstrap,
             "conditions": conditions(rows),

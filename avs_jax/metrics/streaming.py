@@ -73,8 +73,11 @@ def _count_group(count, place, variables, batch, chosen, sounds):
     field = "audio" if "audio" in batch else "audio_embedding"
     index, true = np.maximum(np.asarray(batch["index"])[chosen], 0), np.asarray(batch[field])[chosen]
     frames, truth = place(np.asarray(batch["frames"])[chosen]), place(np.asarray(batch["labels"])[chosen])
+    inputs = {"frames": frames}
+    if "present" in batch:
+        inputs["present"] = place(np.asarray(batch["present"])[chosen])
     heard = ((name, place(sounds(name, index, true))) for name in sounds.conditions)
-    return {name: count(variables, {"frames": frames, field: audio}, truth) for name, audio in heard}
+    return {name: count(variables, {**inputs, field: audio}, truth) for name, audio in heard}
 
 
 def _fetch(index, counts):
@@ -87,7 +90,7 @@ def _counter(predict, num_classes, devices):
     """The compiled (variables, inputs, truth) -> counts, clips spread over `devices`, which share nothing."""
 
     def count(variables, inputs, truth):
-        return frame_counts(predict(variables, inputs), truth, num_classes)
+        return frame_counts(predict(variables, inputs), truth, num_classes, inputs.get("present"))
 
     if len(devices) == 1:
         return jax.jit(count)

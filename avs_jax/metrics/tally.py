@@ -14,6 +14,7 @@ Tally = dict[str, np.ndarray]
 |----------------------|----------------------|---------------------------------------------------------------------|
 | `index`              | (N,) int64           | the clip's position in its source; rows are sorted by it            |
 | `truth`, `pixels`    | (N, T) int64         | area of the truth, of all pixels that count                         |
+| `present`            | (N, T) int64         | 0 for frames that only fill up a short clip, else 1                 |
 | `<sound>.inter`      | (N, T) int64         | area of the intersection; <sound> is true, swap, silence or noise   |
 | `<sound>.pred`       | (N, T) int64         | area of the prediction                                              |
 | `<sound>.areas`      | (N, T, K, 3) int64   | K > 1: per class intersection, prediction, truth                    |
@@ -21,7 +22,7 @@ Tally = dict[str, np.ndarray]
 | `curves`             | (N, 255) float64     | sum of F at each threshold over non-empty frames                    |
 | `confusion`          | (N, K, K) int64      | K > 1: over the clip's frames, rows are the truth                   |
 
-The last three belong to the true sound.
+The last three belong to the true sound and to the frames that are present.
 """
 
 
@@ -33,15 +34,17 @@ def tally(index: np.ndarray, counts: Mapping[str, Mapping[str, np.ndarray]]) -> 
       counts: for each sound, "true" among them, what `counts.frame_counts` returns, fetched from the device.
     """
     true = {name: np.asarray(x, np.int64) for name, x in counts["true"].items()}
+    hist = true["hist"] * true["present"][..., None, None]
     rows = {
         "index": np.asarray(index, np.int64),
         "truth": true["truth"],
         "pixels": true["pixels"],
-        "hist": true["hist"].sum(1),
-        "curves": clip_curves(true["hist"]),
+        "present": true["present"],
+        "hist": hist.sum(1),
+        "curves": clip_curves(hist),
     }
     if "confusion" in true:
-        rows["confusion"] = true["confusion"].sum(1)
+        rows["confusion"] = (true["confusion"] * true["present"][..., None, None]).sum(1)
     for sound, part in counts.items():
         rows[f"{sound}.inter"], rows[f"{sound}.pred"] = (np.asarray(part[k], np.int64) for k in ("inter", "pred"))
         if "confusion" in part:

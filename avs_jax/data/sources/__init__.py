@@ -9,6 +9,7 @@ from avs_jax.data.clip import Clip
 from avs_jax.errors import InputError, check_options, nearest
 
 SOURCES = {"synthetic": "synthetic.SyntheticSource", "avsbench": "avsbench.AVSBenchSource"}
+SETTINGS = {("avsbench", "avss"): "avsbench_semantic.AVSBenchSemanticSource"}  # laid out otherwise on disk
 
 
 class Source(Protocol):
@@ -49,7 +50,7 @@ def create_source(name: str, **options) -> Source:
         raise InputError(
             "data.source", expected="the name of a data set", found=repr(name), hint=nearest(name, SOURCES)
         )
-    module, cls = SOURCES[name].split(".")
+    module, cls = SETTINGS.get((name, str(options.get("setting"))), SOURCES[name]).split(".")
     cls = getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)
     check_options("data", f"the '{name}' source", options, list(inspect.signature(cls).parameters))
     return cls(**options)

@@ -10,7 +10,7 @@ from avs_jax.data import audio, images
 from avs_jax.data.clip import IGNORE, Clip
 from avs_jax.data.sources import files
 from avs_jax.data.sources.avsbench_table import SPLITS, Row, read_table
-from avs_jax.errors import InputError
+from avs_jax.errors import InputError, nearest
 from avs_jax.torch_files import read_torch_pickle
 
 NUM_FRAMES = 5
@@ -88,7 +88,11 @@ class AVSBenchSource:
         sound: str = "auto",
         resampler: str = "kaiser_best",
     ):
-        self.setting = files.choice("setting", setting, LAYOUTS)
+        if setting not in LAYOUTS:  # AVSS has a source of its own, which `create_source` gives
+            valid = (*LAYOUTS, "avss")
+            expected = f"one of {', '.join(valid)}"
+            raise InputError("data.setting", expected=expected, found=repr(setting), hint=nearest(setting, valid))
+        self.setting = setting
         self.split = files.choice("split", split, SPLITS)
         self.sound = files.choice("sound", sound, ("auto", "log_mel", "wav"))
         self.image_size, self.resize = files.size_of(image_size), bool(resize)

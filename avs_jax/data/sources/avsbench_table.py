@@ -1,4 +1,4 @@
-"""AVSBench's tables of clips (s4_meta_data.csv, ms3_meta_data.csv), read with suspicion."""
+"""AVSBench's tables of clips (s4_meta_data.csv, ms3_meta_data.csv, AVSS's metadata.csv), read with suspicion."""
 
 import csv
 import io
@@ -6,13 +6,17 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from avs_jax.errors import InputError
+from avs_jax.errors import InputError, nearest
 
 SPLITS = ("train", "val", "test")
 
 
 class Row(NamedTuple):
-    """One clip of a table. `category` is "" where the table has none; `also`: where another split names it too."""
+    """One clip of a table.
+
+    category: "" where the table has none; in AVSS its label, the part of the benchmark it comes from.
+    also: where another split names the clip too.
+    """
 
     id: str
     split: str
@@ -21,11 +25,13 @@ class Row(NamedTuple):
     also: str = ""
 
 
-def read_table(path: str | Path, columns: tuple[str, ...], split: str) -> tuple[Row, ...]:
+def read_table(path: str | Path, columns: tuple[str, ...], split: str, labels: tuple[str, ...] = ()) -> tuple[Row, ...]:
     """The clips of one split, in the table's order.
 
     Args:
       columns: the names the header must begin with; the first holds the clip's id.
+      labels: AVSS's tables: the columns may be anywhere among others, column 'label' must hold one of these, and an id
+        is unique among the clips of its label only.
     Raises:
       InputError: the file is missing or not UTF-8 CSV, its columns are others or in another order, a row has missing
         or swapped values, an id or category that is no plain name, an id twice, or the split is empty.
@@ -33,19 +39,20 @@ def read_table(path: str | Path, columns: tuple[str, ...], split: str) -> tuple[
     path = Path(path)
     lines = _read_lines(path)
     header = tuple(lines[0][1]) if lines else ()
-    if header[: len(columns)] != columns:
-        raise InputError(
-            path,
-            expected=f"columns {', '.join(columns)}, in this order",
-            found=", ".join(header) or "an empty file",
-            hint="They are swapped." if set(header) >= set(columns) else "",
-        )
-    rows = [_parse(path, line, dict(zip(columns, _exact(path, line, fields, header), strict=False)))
-            for line, fields in lines[1:]]  # fmt: skip
-    first: dict[str, Row] = {}
+    _check_header(path, header, columns, anywhere=bool(labels))
+    places = [header.index(column) for column in columns]
+    rows = []
+    for line, fields in lines[1:]:
+        fields = _exact(path, line, fields, header)
+        rows.append(_parse(path, line, {c: fields[p] for c, p in zip(columns, places, strict=True)}, labels))
+
+    def key(row):
+        return (row.category, row.id) if labels else row.id
+
+    first: dict[object, Row] = {}
     chosen = []
     for row in rows:
-        earlier = first.setdefault(row.id, row)
+        earlier = first.setdefault(key(row), row)
         if earlier is not row and earlier.split == row.split == split:
             raise InputError(
                 f"{path}, line {row.line}",
@@ -58,8 +65,23 @@ def read_table(path: str | Path, columns: tuple[str, ...], split: str) -> tuple[
         counts = Counter(row.split for row in rows)
         found = ", ".join(f"{n} of '{name}'" for name, n in counts.items()) or "no clips at all"
         raise InputError(path, expected=f"clips of split '{split}'", found=found)
-    elsewhere = {row.id: row for row in rows if row.split != split}
-    return tuple(row._replace(also=_place(elsewhere[row.id]) if row.id in elsewhere else "") for row in chosen)
+    elsewhere = {key(row): row for row in rows if row.split != split}
+    return tuple(row._replace(also=_place(elsewhere[key(row)]) if key(row) in elsewhere else "") for row in chosen)
+
+
+def _check_header(path: Path, header: tuple[str, ...], columns: tuple[str, ...], anywhere: bool) -> None:
+    found = ", ".join(header) or "an empty file"
+    if anywhere:
+        missing = [column for column in columns if header.count(column) != 1]
+        if missing:
+            raise InputError(path, expected=f"columns {', '.join(columns)}, each once", found=found)
+    elif header[: len(columns)] != columns:
+        raise InputError(
+            path,
+            expected=f"columns {', '.join(columns)}, in this order",
+            found=found,
+            hint="They are swapped." if set(header) >= set(columns) else "",
+        )
 
 
 def _place(row: Row) -> str:
@@ -96,7 +118,7 @@ def _exact(path: Path, line: int, fields: list[str], header: tuple[str, ...]) ->
     return fields
 
 
-def _parse(path: Path, line: int, values: dict[str, str]) -> Row:
+def _parse(path: Path, line: int, values: dict[str, str], labels: tuple[str, ...]) -> Row:
     where = f"{path}, line {line}"
     if values["split"] not in SPLITS:
         swapped = next((name for name, value in values.items() if value in SPLITS), None)
@@ -110,10 +132,14 @@ def _parse(path: Path, line: int, values: dict[str, str]) -> Row:
             raise InputError(
                 where, expected=expected, found=repr(values["start"]), hint="Are columns swapped?"
             ) from None
+    if labels and values["label"] not in labels:
+        hint = nearest(values["label"], labels)
+        expected = f"{', '.join(labels[:-1])} or {labels[-1]} in column 'label'"
+        raise InputError(where, expected=expected, found=repr(values["label"]), hint=hint)
     id_column = next(iter(values))
     for column in filter(values.__contains__, (id_column, "category")):
         name = values[column]
         if not name or name in (".", "..") or set(name) & set("/\\\0"):
             expected = f"a plain name in column '{column}'"
             raise InputError(where, expected=expected, found=repr(name), hint="It becomes part of a path.")
-    return Row(values[id_column], values["split"], values.get("category", ""), line)
+    return Row(values[id_column], values["split"], values.get("label" if labels else "category", ""), line)
