@@ -26,7 +26,8 @@ def get_config(arg=None):
     # A tenth of the paper's widths; `per_second` needs fusion within each second: over the clip,
     # TPAVI cannot say which second sounds (no softmax and no time code: the order of the sounds does not matter).
     c.method.update(name="tpavi", setting="ms3", backbone="resnet10", width=16, channels=32, head_channels=(16, 8),
-                    neck_dilations=(1, 2, 3, 6), audio_width=4, audio_hidden=256, dice=1.0, output_bias=-2.5,
+                    neck_dilations=(1, 2, 3, 6), audio_width=4, audio_hidden=256, avm="none", dice=1.0,
+                    output_bias=-2.5,
                     fusion=a.fusion, attend="frame" if a.schedule == "per_second" else "clip")  # fmt: skip
     c.tagging.update(steps=400 if a.fusion != "none" else 0, batch_size=32)
 

@@ -18,6 +18,8 @@ EXACT = 2e-5
     pytest.param("resnet18", "sq", marks=pytest.mark.slow),
     pytest.param("resnet50", "ns", marks=pytest.mark.slow),
     pytest.param("resnet50", "sq", marks=pytest.mark.slow),
+    pytest.param("resnet101", "ns", marks=pytest.mark.slow),
+    pytest.param("resnet101", "sq", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_resnet(name, tag):
     g = load(name)

@@ -88,8 +88,9 @@ def test_loss_and_gradients(small, step):
     method, variables = small
     batch = {k: v for k, v in make_batch().items() if k != "id"}
     (value, (state, metrics)), grads = step(variables["params"], state_of(variables), batch, None, 0)
-    assert set(metrics) == {"loss", "bce", "dice"} and metrics["loss"] == value
-    np.testing.assert_allclose(value, metrics["bce"] + 0.5 * metrics["dice"], rtol=1e-6)
+    assert set(metrics) == {"loss", "bce", "dice", "avm_av"} and metrics["loss"] == value
+    parts = metrics["bce"] + 0.5 * metrics["dice"] + 0.5 * metrics["avm_av"]
+    np.testing.assert_allclose(value, parts, rtol=1e-6)
     assert jax.tree.structure(state) == jax.tree.structure(state_of(variables))
     groups = method.param_groups(variables["params"])
     assert set(jax.tree.leaves(groups)) == {"encoder", "frozen", "head"}
@@ -125,8 +126,8 @@ def _train_logits(small, batch):
 
     method, variables = small
     network = tpavi.build_network(method.options)
-    frames, audio = tpavi.inputs_of(batch, network)
-    run = jax.jit(lambda v, f, a: network.apply(v, f, a, True, mutable=["batch_stats"])[0].logits)
+    frames, audio, _ = tpavi.inputs_of(batch, network)
+    run = jax.jit(lambda v, f, a: network.apply(v, f, a, None, True, mutable=["batch_stats"])[0].logits)
     return np.asarray(run(variables, tpavi.normalise(jnp.asarray(frames)), audio))
 
 
@@ -163,7 +164,7 @@ def test_without_fusion_no_sound_is_needed():
 @pytest.mark.parametrize("options, words", [
     ({"setting": "ms_3"}, ["method.setting", "Did you mean 'ms3'"]),
     ({"backbone": "resnet51"}, ["resnet51", "Did you mean 'resnet5"]),
-    ({"fusion": "av"}, ["method.fusion", "va | vv | both | none"]),
+    ({"fusion": "av"}, ["method.fusion", "va | vv | both | add | no_projection | none"]),
     ({"attend": "clips"}, ["method.attend", "Did you mean 'clip'"]),
     ({"compute_dtype": "float16"}, ["method.compute_dtype", "bfloat16"]),
     ({"tpavi_stages": [1, 4]}, ["method.tpavi_stages", "[1, 4]"]),

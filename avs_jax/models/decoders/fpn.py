@@ -64,17 +64,21 @@ class FusionBlock(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Four maps at strides 4, 8, 16, 32, coarse to fine, to one at stride 2."""
+    """Four maps at strides 4, 8, 16, 32, coarse to fine, to one at stride 2.
+
+    `present` (N, 1, 1, 1), if given, multiplies what every block makes: 0 for frames that do not exist.
+    """
 
     channels: int = 256
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, maps):
+    def __call__(self, maps, present=None):
         x = None
         for i in (4, 3, 2, 1):
             block = FusionBlock(self.channels, self.dtype, name=f"path{i}")
             x = block(maps[i - 1]) if x is None else block(x, maps[i - 1])
+            x = x if present is None else x * present.astype(x.dtype)
         return x
 
 

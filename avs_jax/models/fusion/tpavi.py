@@ -15,7 +15,7 @@ from avs_jax.models import torch_keys
 from avs_jax.models.initialise import uniform_fan_in
 from avs_jax.models.layers import BatchNorm, Dense, LayerNorm, wide
 
-MODES = ("va", "vv", "both")
+MODES = ("va", "vv", "both", "add", "no_projection")
 
 
 class Affine(nn.Module):
@@ -33,8 +33,11 @@ class TPAVI(nn.Module):
     """One stage's fusion of sight and sound.
 
     Args:
-      mode: "va" (pixels attend to sound, the paper), "vv" (pixels attend to pixels, the same weights), or "both"
-        (the mean of the two; BatchNorm's running statistics then update twice, "vv" first).
+      mode: "va" (pixels attend to sound, the paper), "vv" (pixels attend to pixels, the same weights), "both" (the
+        mean of the two; BatchNorm's running statistics then update twice, "vv" first), "no_projection" ("va" without
+        the four 1x1x1 convolutions: the paper's ablation in section 5.3), or "add" (the sound is added to every pixel,
+        with nothing after it: "A(+)V" of table 4).
+      align_bias: of the linear layer on the sound; AVSS has none, so that silence stays zero.
       dtype: compute dtype of the products over pixels; statistics and the T-token algebra are float32.
     Call:
       visual: (B, T, h, w, C). Attention runs over all T frames of an item: fold frames into B for one frame at a time.
@@ -43,37 +46,44 @@ class TPAVI(nn.Module):
     Returns:
       fused: (B, T, h, w, C) in `dtype`.
       audio_features: (B, T, C) float32, the audio in the visual space (None in mode "vv").
-      attention: (B, T, h, w, T) float32, theta . phi / (T h w) of every pixel with every second (None in mode "vv").
+      attention: (B, T, h, w, T) float32, theta . phi / (T h w) of every pixel with every second (None in modes "vv"
+        and "add").
     """
 
     mode: str = "va"
+    align_bias: bool = True
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, visual, audio, train: bool = False):
         c = visual.shape[-1]
-        inner = c // 2
-        align = Dense(c, dtype=wide(self.dtype), name="align")
-        theta, phi, g = (Affine(inner, name=n)(c) for n in ("theta", "phi", "g"))
-        out = Affine(c, name="out")(inner)
+        visual = visual.astype(self.dtype)
+        heard = attention = None
+        if self.mode != "vv" or self.is_initializing():
+            align = Dense(c, use_bias=self.align_bias, dtype=wide(self.dtype), name="align")
+            heard = align(audio.astype(wide(self.dtype)))
+        if self.mode == "add":
+            return (visual + heard[:, :, None, None].astype(self.dtype)), heard, None
+        if self.mode != "no_projection":
+            theta, phi, g = (Affine(c // 2, name=n)(c) for n in ("theta", "phi", "g"))
+            out = Affine(c, name="out")(c // 2)
         bn = BatchNorm(scale_init=nn.initializers.zeros, name="bn")  # a fresh block is the LayerNorm alone
         norm = LayerNorm(name="norm")
-        visual = visual.astype(self.dtype)
 
         def finish(y):
             return norm(bn(y, train) + visual.astype(wide(self.dtype)))
 
-        results, audio_features, attention = [], None, None
+        results = []
         if self.mode in ("vv", "both"):
             results.append(finish(_pixels_to_pixels(visual, theta, phi, g, out)))
-        if self.mode in ("va", "both") or self.is_initializing():
-            audio_features = align(audio.astype(wide(self.dtype)))
         if self.mode in ("va", "both"):
-            y, attention = _pixels_to_audio(visual, audio_features, theta, phi, g, out)
+            y, attention = _pixels_to_audio(visual, heard, theta, phi, g, out)
             results.append(finish(y))
-        else:
-            audio_features = None
-        return (sum(results) / len(results)).astype(self.dtype), audio_features, attention
+        if self.mode == "no_projection":
+            y, attention = _attend(visual, heard, 0.0, visual.sum((2, 3), dtype=wide(self.dtype)))
+            results.append(finish(y))
+        heard = None if self.mode == "vv" else heard
+        return (sum(results) / len(results)).astype(self.dtype), heard, attention
 
 
 def _pixels_to_audio(visual, audio, theta, phi, g, out):
@@ -81,16 +91,22 @@ def _pixels_to_audio(visual, audio, theta, phi, g, out):
 
     theta and `out` are folded into the T tokens, so that a pixel costs 2 T C multiply-adds.
     """
+    h, w = visual.shape[2:4]
+    tokens = audio @ phi[0] + phi[1]  # (B, T, C')
+    sums = visual.sum((2, 3), dtype=wide(visual.dtype)) @ g[0] + h * w * g[1]  # (B, T, C')
+    query_bias = (tokens @ theta[1])[:, None, None, None]
+    y, s = _attend(visual, tokens @ theta[0].T, query_bias, sums @ out[0])
+    return y + out[1], s
+
+
+def _attend(visual, query, query_bias, values):
+    """(B, T, h, w, C) with T queries and values (B, T, C): (sum_t s_nt value_t, s) with s = (V . query + bias) / N."""
     _, t, h, w, _ = visual.shape
     dtype = visual.dtype
-    tokens = audio @ phi[0] + phi[1]  # (B, T, C')
-    query, query_bias = tokens @ theta[0].T, tokens @ theta[1]  # (B, T, C), (B, T)
     s = jnp.einsum("bthwc,bsc->bthws", visual, query.astype(dtype), preferred_element_type=wide(dtype))
-    s = (s + query_bias[:, None, None, None]) / (t * h * w)
-    sums = visual.sum((2, 3), dtype=wide(dtype)) @ g[0] + h * w * g[1]  # (B, T, C')
-    values = sums @ out[0]  # (B, T, C)
+    s = (s + query_bias) / (t * h * w)
     y = jnp.einsum("bthws,bsc->bthwc", s.astype(dtype), values.astype(dtype), preferred_element_type=wide(dtype))
-    return y + out[1], s
+    return y, s
 
 
 def _pixels_to_pixels(visual, theta, phi, g, out):
@@ -107,14 +123,20 @@ def _pixels_to_pixels(visual, theta, phi, g, out):
     return y.reshape(visual.shape)
 
 
-def torch_rules() -> list[torch_keys.Rule]:
-    """The public block's keys, in its order."""
+def torch_rules(mode: str = "va", align_bias: bool = True) -> list[torch_keys.Rule]:
+    """The public block's keys, in its order; of the modes that the public code lacks, those of the parts they keep."""
+    align = torch_keys.linear("align_channel", ("align",), bias=align_bias)
+    if mode == "add":
+        return align
+    norm, bn = torch_keys.layer_norm("norm_layer", ("norm",)), torch_keys.batch_norm("W_z.1", ("bn",))
+    if mode == "no_projection":
+        return [*align, *norm, *bn]
     return [
-        *torch_keys.linear("align_channel", ("align",)),
-        *torch_keys.layer_norm("norm_layer", ("norm",)),
+        *align,
+        *norm,
         *torch_keys.pointwise("g", ("g",)),
         *torch_keys.pointwise("W_z.0", ("out",)),
-        *torch_keys.batch_norm("W_z.1", ("bn",)),
+        *bn,
         *torch_keys.pointwise("theta", ("theta",)),
         *torch_keys.pointwise("phi", ("phi",)),
     ]
