@@ -351,7 +351,9 @@ def make_objective(network: Network, options: Mapping[str, Any]):
             metrics[name] * factor for name, factor in (("ce", 1), ("bce", 1), ("dice", dice)) if name in metrics
         )
         if kind != "none":
-            metrics[f"avm_{kind}"] = mapping[kind](output.logits, output.visual, output.audio, present=present)
+            # AVSS's public code maps the labelled frames only; the binary settings' all frames
+            frames = jnp.any(mask, (2, 3)) if network.classes > 1 else present
+            metrics[f"avm_{kind}"] = mapping[kind](output.logits, output.visual, output.audio, present=frames)
             total = total + weight * metrics[f"avm_{kind}"]
         return total, metrics
 
