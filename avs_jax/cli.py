@@ -58,6 +58,22 @@ def config_flag():
     return config_flags.DEFINE_config_file("config", None, help_text, lock_config=True)
 
 
+def read_recipe(text: str):
+    """The config of "file.py" or "file.py:name=value,...", for commands that take no overrides of single fields.
+
+    Raises:
+      InputError: no such file, or one without `get_config`.
+    """
+    import runpy
+
+    path, colon, arg = text.partition(":")
+    _check_recipe([f"--config={text}"])
+    get_config = runpy.run_path(path).get("get_config")
+    if get_config is None:
+        raise InputError("--config", expected="a recipe, which defines get_config", found=repr(path))
+    return get_config(arg) if colon else get_config()
+
+
 def enable_compile_cache() -> None:
     """Keeps compiled programs between runs, in JAX_COMPILATION_CACHE_DIR or ~/.cache/avs_jax."""
     import jax

@@ -151,6 +151,15 @@ def load(path: str | Path) -> Any:
     return _load_pickles(data, path)
 
 
+def container(path: str | Path) -> str:
+    """How a file that `load` reads is built: "zip" (torch since 1.6), "legacy" (torch before) or "pickle"."""
+    with open(path, "rb") as file:
+        head = file.read(64)
+    if head.startswith(b"PK\x03\x04"):
+        return "zip"
+    return "legacy" if _LEGACY_MAGIC.to_bytes(10, "little") in head else "pickle"
+
+
 def read_torch_pickle(path: str | Path) -> np.ndarray:
     """The one tensor that a file holds, as AVSBench's log-mel pickles do.
 

@@ -441,12 +441,12 @@ def torch_table(network: Network) -> torch_keys.Table:
         block = tpavi.torch_rules(network.fusion, network.align_bias)
         rules += torch_keys.prefixed(block, f"tpavi_b{i + 1}.", (f"tpavi{i + 1}",))
     rules += torch_keys.prefixed(fpn.head_rules(), "output_conv.", ("head",))
-    ignored = encoder.torch_table().ignored
-    vggish = create_encoder("vggish", **dict(network.audio_options))
+    vggish = create_encoder("vggish", **dict(network.audio_options)).torch_table()
+    ignored = encoder.torch_table().ignored + vggish.ignored
     if network.stages:
-        rules += torch_keys.prefixed(vggish.torch_table().rules, "", ("audio",))
+        rules += torch_keys.prefixed(vggish.rules, "", ("audio",))
     else:  # without fusion nothing hears, but the same list of files may be given
-        ignored += tuple(rule.key for rule in vggish.torch_table().rules)
+        ignored += tuple(rule.key for rule in vggish.rules)
     return torch_keys.Table(tuple(rules), aliases, ignored)
 
 

@@ -15,6 +15,7 @@ from avs_jax.methods import Method
 from avs_jax.models.initialise import initialise
 from avs_jax.models.torch_keys import Rule, Table
 from avs_jax.weights import matching
+from avs_jax.weights.files import read_state_dict, without_module
 
 StateDict = Mapping[str, np.ndarray]
 
@@ -113,14 +114,11 @@ def initial(model):
 def read(weights) -> dict[str, np.ndarray]:
     """The state dict of one file, or the given one, without the "module." that data-parallel training puts first."""
     if isinstance(weights, str | os.PathLike):
-        from avs_jax.weights.files import read_state_dict
-
         return read_state_dict(weights)
     if not isinstance(weights, Mapping):
         raise InputError("weights", expected="a {key: array} mapping, a path, or a list of them",
                          found=type(weights).__name__)  # fmt: skip
-    prefix = "module." if weights and all(key.startswith("module.") for key in weights) else ""
-    return {key.removeprefix(prefix): np.asarray(value) for key, value in weights.items()}
+    return {key: np.asarray(value) for key, value in without_module(weights).items()}
 
 
 def fill(variables, table: Table, state_dict: StateDict) -> dict:

@@ -1,8 +1,9 @@
 """State dicts from files: .pth, .pth.tar, .pt, .bin (any torch version) and .safetensors, with no torch installed."""
 
 import logging
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,29 +16,51 @@ WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "ne
 log = logging.getLogger(__name__)
 
 
-def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+class Contents(NamedTuple):
+    """What is in a file.
+
+    tensors: key -> array in PyTorch's layout and the stored dtype (bfloat16 through ml_dtypes), in the file's order.
+      Arrays are read-only, and tensors that share a storage (tied weights) share memory.
+    container: "safetensors", "zip" (torch since 1.6), "legacy" (torch before), "pickle".
+    ignored: names of what lies beside the tensors: optimiser, epoch, arguments.
+    """
+
+    tensors: dict[str, np.ndarray]
+    container: str
+    ignored: tuple[str, ...] = ()
+
+
+def read_file(path: str | Path) -> Contents:
     """Reads the parameters and buffers of a PyTorch checkpoint.
 
     The file's kind is told from its first bytes, not its name. A wrapping dict ("state_dict", "model", ...) is taken
-    off, and so is the "module." that data-parallel training puts before every key. What else a checkpoint holds
-    (optimiser, epoch, arguments) is left unread and named in the log.
+    off, and so is the "module." that data-parallel training puts before every key.
 
-    Returns:
-      key -> array in PyTorch's layout and the stored dtype (bfloat16 through ml_dtypes), in the file's order. Arrays
-      are read-only, and tensors that share a storage (tied weights) share memory.
     Raises:
       InputError: the file is missing, damaged or cut short, holds no tensors, or asks for anything but data.
     """
     path = Path(path)
     if _is_safetensors(path):
-        return _read_safetensors(path)
-    found = torch_files.load(path)
-    tensors, ignored = _unwrap(found, path)
-    if ignored:
-        log.info("%s: ignored %s", path, ", ".join(ignored))
-    if all(key.startswith("module.") for key in tensors):
-        tensors = {key.removeprefix("module."): value for key, value in tensors.items()}
-    return {key: tensor.numpy(f"{path}, tensor '{key}'") for key, tensor in tensors.items()}
+        tensors, container, ignored = _read_safetensors(path), "safetensors", []
+    else:
+        found, ignored = _unwrap(torch_files.load(path), path)
+        tensors = {key: tensor.numpy(f"{path}, tensor '{key}'") for key, tensor in found.items()}
+        container = torch_files.container(path)
+    return Contents(without_module(tensors), container, tuple(ignored))
+
+
+def read_state_dict(path: str | Path) -> dict[str, np.ndarray]:
+    """The tensors of `read_file`; what else a checkpoint holds is named in the log."""
+    contents = read_file(path)
+    if contents.ignored:
+        log.info("%s: ignored %s", path, ", ".join(contents.ignored))
+    return contents.tensors
+
+
+def without_module(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """The same under keys without "module.", if all have it."""
+    prefix = "module." if all(key.startswith("module.") for key in tensors) else ""
+    return {key.removeprefix(prefix): value for key, value in tensors.items()}
 
 
 def _unwrap(found: Any, path: Path) -> tuple[dict[str, torch_files.Tensor], list[str]]:

@@ -66,7 +66,7 @@ class VGGish(nn.Module):
             rules += torch_keys.conv(f"features.{key}", (f"conv{i}",))
         for i in range(3):
             rules += torch_keys.linear(f"embeddings.{2 * i}", (f"dense{i}",))
-        return torch_keys.Table(tuple(rules))
+        return torch_keys.Table(tuple(rules), ignored=("pproc.",))  # the port's PCA of embeddings: unused here
 
 
 def rescaled(params, factor: float):

@@ -1,0 +1,165 @@
+"""What a file of weights holds, and which known model it fits."""
+
+import dataclasses
+import functools
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from avs_jax.errors import InputError
+from avs_jax.methods import create
+from avs_jax.models.encoders import ENCODERS, create_encoder
+from avs_jax.models.torch_keys import Rule
+from avs_jax.weights import matching
+from avs_jax.weights.convert import initial, table_of
+from avs_jax.weights.files import Contents
+from avs_jax.weights.pretrained import is_audio
+from avs_jax.weights.public import KNOWN
+
+_TRIED = 4  # candidates whose shapes are compared, after all whose keys are: shapes take a second each
+_TPAVI_KEYS = ("tpavi_b", "output_conv.", "path1.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A known model.
+
+    Attributes:
+      name: in words.
+      flags: of this command, to ask for it.
+      build: makes it.
+    """
+
+    name: str
+    flags: str
+    build: Callable
+
+    @classmethod
+    def encoder(cls, name: str) -> "Candidate":
+        return cls(f"encoder {name}", f"--encoder {name}", functools.partial(create_encoder, name))
+
+    @classmethod
+    def method(cls, name: str, words: str = "", **options) -> "Candidate":
+        text = ",".join(f"{k}={str(v).replace(' ', '')}" for k, v in options.items())
+        flags = f"--method {name} --options {text}"
+        return cls(f"method {name} with {text}{words}", flags, functools.partial(create, name, **options))
+
+
+def summary(path: Path, contents: Contents) -> str:
+    """Size, format, parameters, and what is odd, one line each."""
+    arrays = contents.tensors.values()
+    types = sorted({str(a.dtype) for a in arrays})
+    lines = [
+        f"{path}: {path.stat().st_size / 1e6:.1f} MB, {_container(contents)}",
+        f"{len(contents.tensors)} tensors, {sum(a.size for a in arrays):,} numbers ({', '.join(types)})",
+    ]
+    if contents.ignored:
+        lines.append(f"beside them: {', '.join(contents.ignored)}")
+    bad = [key for key, a in contents.tensors.items() if not np.isfinite(np.asarray(a, np.complex128)).all()]
+    if bad:
+        lines.append(f"WARNING: {len(bad)} tensors hold infinities or NaN, the first is {bad[0]}")
+    promised = re.search(r"-([0-9a-f]{8})\.", path.name)
+    if path.name in KNOWN and promised:
+        with open(path, "rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
+        same = found == promised[1]
+        note = "as its name says" if same else f"but its name says {promised[1]}: not the published file, or damaged"
+        lines.append(f"{'' if same else 'WARNING: '}its SHA-256 begins with {found}, {note}")
+    return "\n".join(lines)
+
+
+def _container(contents: Contents) -> str:
+    words = {
+        "zip": "torch file (zip)",
+        "legacy": "torch file (legacy, before 1.6)",
+        "pickle": "plain pickle of tensors",
+    }
+    return words.get(contents.container, contents.container)
+
+
+def listing(tensors: Mapping[str, np.ndarray]) -> str:
+    """Name, shape and type of every tensor, one line each."""
+    rows = [(key, "x".join(map(str, a.shape)) or "scalar", str(a.dtype)) for key, a in tensors.items()]
+    name, shape = (max(len(row[i]) for row in rows) for i in (0, 1))
+    return "\n".join(f"  {key:<{name}}  {size:<{shape}}  {kind}" for key, size, kind in rows)
+
+
+def match(model, state_dicts) -> matching.Match:
+    """The state dicts together beside a model. A file without an audio encoder is not asked for one: it has its own."""
+    table = table_of(model)
+    state_dict = matching.merge(state_dicts, table)
+    variables = jax.eval_shape(lambda: initial(model))
+    return matching.compare(state_dict, table, variables, needed_by(state_dict, table))
+
+
+def needed_by(state_dict, table) -> Callable[[Rule], bool]:
+    """Which of a table's rules a state dict can be asked for: all, or all but the audio encoder's if it has none."""
+    rules = matching.live(table)
+    if all(is_audio(rule) for rule in rules) or any(is_audio(rule) and rule.key in state_dict for rule in rules):
+        return lambda rule: True
+    return lambda rule: not is_audio(rule)
+
+
+def candidates(keys) -> Iterator[Candidate]:
+    """The known models that a file with these keys may be of."""
+    for name in ENCODERS:
+        if name != "resnet10":  # ours alone: no public file
+            yield Candidate.encoder(name)
+    if not any(key.startswith(_TPAVI_KEYS) for key in keys):
+        return
+    stages = sorted({int(key[7]) - 1 for key in keys if re.match(r"tpavi_b[1-4]\.", key)})
+    parts = {key.split(".")[1] for key in keys if key.startswith("tpavi_b")}
+    options = {}
+    if not stages:
+        options["fusion"] = "none"
+    elif "theta" not in parts:
+        options["fusion"] = "no_projection" if "norm_layer" in parts else "add"
+    if stages and stages != [0, 1, 2, 3]:
+        options["tpavi_stages"] = stages
+    backbones = [name for name in ENCODERS if name not in ("resnet10", "vggish")]
+    for setting, backbone in itertools.product(("ms3", "avss"), backbones):
+        words = " (or setting=s4: the same network)" if setting == "ms3" else ""
+        yield Candidate.method("tpavi", words, setting=setting, backbone=backbone, **options)
+
+
+def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.Match] | None:
+    """The known model with the fewest faults, and its match; None where half of its keys or more are of no use."""
+    ranked = []
+    for candidate in candidates(state_dict):
+        table = table_of(candidate.build())
+        try:
+            merged = matching.merge([state_dict], table)
+        except InputError:  # two namings of the same model in one file
+            continue
+        needed = needed_by(merged, table)
+        keys = {rule.key for rule in table.rules}
+        missing = sum(needed(rule) and rule.key not in merged for rule in matching.live(table))
+        unexpected = sum(key not in keys and not key.startswith(table.ignored) for key in merged)
+        if unexpected * 2 < len(merged):
+            ranked.append((missing + unexpected, candidate))
+    ranked.sort(key=lambda pair: pair[0])
+    tried = [(candidate, match(candidate.build(), [state_dict])) for _, candidate in ranked[:_TRIED]]
+    return min(tried, key=lambda pair: pair[1].faults, default=None)
+
+
+def fit_text(state_dict: Mapping[str, np.ndarray]) -> str:
+    """In one or two lines: which known model a state dict fits, or comes nearest to."""
+    found = best_fit(state_dict)
+    if found is None:
+        return "fits: no known model"
+    candidate, fit = found
+    if not fit.faults:
+        lines = [f"fits: {candidate.name}"]
+        if not all(rule.key in fit.used for rule in matching.live(fit.table)):
+            lines.append("      but for its audio encoder, which has a file of its own, e.g. vggish-10086976.pth")
+        if fit.ignored:
+            lines.append(f"      ignored: {', '.join(fit.ignored[:6])}{', ...' if len(fit.ignored) > 6 else ''}")
+        return "\n".join(lines)
+    kinds = (("missing", fit.missing), ("unexpected", fit.unexpected), ("misshapen", fit.wrong))
+    faults = ", ".join(f"{len(names)} {kind}" for kind, names in kinds if names)
+    return f"fits: no known model; nearest is {candidate.name}: {faults}\n      ({candidate.flags} tells all)"
