@@ -151,13 +151,14 @@ def _from_source(source, name: str):
     """(the movie of a clip, its one batch, the number of its frames)."""
     index = inputs.find_clip(source, name)
     record = source[index]
-    frames = record["frames"]
+    shown = np.flatnonzero(record["present"])[-1] + 1 if "present" in record else len(record["frames"])
+    frames = record["frames"][:shown]  # without those that only fill up a short clip
     if frames.dtype != np.uint8:
         raise InputError(f"clip '{name}', field 'frames'", expected="uint8 RGB", found=str(frames.dtype))
     movie = inputs.clip_movie(source, index, frames)
     times = [i + clipping.FRAME_IN_SECOND for i in range(len(frames))]
     picks = [clipping.Pick(i, t, t, i, float(i), frames[i]) for i, t in enumerate(times)]
-    fields = {k: record[k][None] for k in ("frames", "audio", "audio_embedding") if k in record}
+    fields = {k: record[k][None] for k in ("frames", "present", "audio", "audio_embedding") if k in record}
     batch = {**fields, "valid": np.ones(1, bool)}
     return movie, iter([(batch, [clipping.Clip(0.0, list(frames), picks)])]), len(frames)
 

@@ -24,6 +24,7 @@ from avs_jax.data.sources.subset import Subset
 from avs_jax.errors import InputError
 from avs_jax.methods import Method, Prediction
 from avs_jax.metrics import evaluate, evaluate_rows
+from avs_jax.predict import predict_media
 
 SIZE = 16
 
@@ -527,6 +528,14 @@ def test_without_the_field_every_frame_is_present(classes):
     plain, told = (evaluate(method, VARIABLES, kind(5, classes=classes)) for kind in (ToySource, AllPresent))
     for name in plain:
         np.testing.assert_array_equal(plain[name], told[name], err_msg=name)
+
+
+def test_predicting_a_clip_leaves_its_padding_out(truthful, tmp_path):
+    source = AVSBenchSemanticSource(truthful, split="test", image_size=(24, 40))
+    for i, count in enumerate((5, 5, 10)):
+        found = predict_media(toy(False), VARIABLES, source.ids[i], tmp_path / str(i), source=source, overlay=False,
+                              **{k: getattr(source, k) for k in ("image_size", "num_frames", "front_end")})  # fmt: skip
+        assert found["masks"] == count and json.loads(found["report"].read_text())["input_frames"] == count
 
 
 def test_pictures_show_the_frames_that_are_present(truthful, tmp_path):
