@@ -11,10 +11,8 @@ device's peak bytes in use.
 import argparse
 import json
 import os
-import subprocess
-import sys
-import time
-from pathlib import Path
+
+from benchmarks.measure import in_own_process, timed
 
 FORMS = ("quadratic", "linear")
 PASSES = ("forward", "forward and backward")
@@ -84,36 +82,7 @@ def measure(args) -> dict:
 
     inputs = jax.block_until_ready(problem(args))
     compiled = jax.jit(function(args.form, args.passes)).lower(*inputs).compile()
-    before = _reset_peak()
-    seconds = []
-    for _ in range(args.repeats):
-        start = time.perf_counter()
-        jax.block_until_ready(compiled(*inputs))
-        seconds.append(time.perf_counter() - start)
-    return {"seconds": sorted(seconds)[len(seconds) // 2], "mib": (_peak() - before) / 2**20}
-
-
-def _reset_peak() -> int:
-    """Forgets the peak resident size so far (compiling needs more than running) and returns the present size."""
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return jax.devices()[0].memory_stats()["bytes_in_use"]
-    Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    import jax
-
-    if jax.default_backend() != "cpu":
-        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    return _status("VmHWM")
-
-
-def _status(field: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+    return timed(lambda: compiled(*inputs), args.repeats)
 
 
 def main(args) -> None:
@@ -126,9 +95,9 @@ def main(args) -> None:
     print("| form | pass | seconds | peak MiB |\n|---|---|---|---|")
     for form in FORMS:
         for passes in PASSES:
-            command = [sys.executable, "-m", "benchmarks.fusion", *sys.argv[1:], f"--form={form}", f"--passes={passes}"]
-            done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-            line = json.loads(done.stdout.splitlines()[-1])
+            options = {"form": form, "passes": passes, "repeats": args.repeats, "clips": args.clips,
+                       "frames": args.frames, "size": args.size, "channels": args.channels}  # fmt: skip
+            line = in_own_process("benchmarks.fusion", **options)
             print(f"| {form} | {passes} | {line['seconds']:.4f} | {line['mib']:.0f} |", flush=True)
 
 

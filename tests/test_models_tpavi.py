@@ -1,8 +1,6 @@
 """TPAVI as a method: options, inputs, losses' masks, small variants, and its public weights there and back."""
 
-import importlib.util
 from argparse import Namespace
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +10,7 @@ from goldens import detweights, manifest, weights
 
 import avs_jax
 from avs_jax.errors import InputError
+from benchmarks import fusion
 
 SMALL = {"backbone": "resnet10", "width": 8, "channels": 8, "neck_dilations": (1, 2), "head_channels": (8, 4),
          "audio_width": 2, "audio_hidden": 8}  # fmt: skip
@@ -321,10 +320,6 @@ def test_other_things_than_weights_are_refused(small):
 
 def test_the_linear_form_equals_the_papers_quadratic_one():
     """Value and gradients, evaluation mode, sizes that the golden block does not have."""
-    path = Path(__file__).parents[1] / "benchmarks" / "fusion.py"
-    spec = importlib.util.spec_from_file_location("benchmarks_fusion", path)
-    fusion = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(fusion)
     inputs = fusion.problem(Namespace(clips=2, frames=3, size=4, channels=6))
     for passes in fusion.PASSES:
         linear, quadratic = (fusion.function(form, passes)(*inputs) for form in ("linear", "quadratic"))
