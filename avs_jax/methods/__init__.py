@@ -41,7 +41,11 @@ class Method:
       predict: (variables, batch) -> Prediction. Pure; callers jit it.
       param_groups: params -> a tree like params of labels: a learning-rate group's name, or "frozen".
       torch_keys: the table public state-dict key <-> parameter (see `avs_jax.weights`).
-      attention: (variables, batch) -> {name: maps}, or None: what the method looks at, for pictures.
+      attention: (variables, batch) -> {name: (B, T, h, w, A)}, from each pixel to A sounds, of either sign and any
+        scale, or None: what the method looks at, for pictures. Empty where its options leave no sound in.
+      features: (variables, batch) -> {"visual": {name: (B, T, h, w, C)}, "audio": {name: (B, T, D)}}, or None: the maps
+        that masks are made of, and each frame's sound as the method hears it ("embedding": the audio encoder's output),
+        for pictures. "audio" is empty where nothing is heard.
       embed_audio: (params["audio"], windows of sound (N, ...) float32) -> (N, D) float32, the audio encoder alone, so
         that a frozen one runs once per clip; None where there is nothing to cache.
     """
@@ -56,6 +60,7 @@ class Method:
     param_groups: Callable
     torch_keys: Any = None
     attention: Callable | None = None
+    features: Callable | None = None
     embed_audio: Callable | None = None
 
 

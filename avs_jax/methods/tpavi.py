@@ -283,8 +283,18 @@ def _method(network: Network, options: dict) -> Method:
         return Prediction(logits, scores, (scores[..., 0] > 0.5).astype(jnp.int32))
 
     def attention(variables, batch):
-        maps = run(variables, batch).attention
-        return {f"stage{i + 1}": m for i, m in enumerate(maps) if m is not None}
+        return by_stage(run(variables, batch).attention)
+
+    def features(variables, batch):
+        output = run(variables, batch)
+        heard = by_stage(output.audio)
+        if network.stages:
+            heard["embedding"] = batch.get("audio_embedding")
+            if heard["embedding"] is None:
+                audio = batch["audio"]
+                embedded = embed_audio(variables["params"]["audio"], audio.reshape(-1, *audio.shape[2:]))
+                heard["embedding"] = embedded.reshape(*audio.shape[:2], EMBEDDING)
+        return {"visual": by_stage(output.visual), "audio": heard}
 
     def embed_audio(params, audio):
         vggish = create_encoder("vggish", **dict(network.audio_options), dtype=network.dtype)
@@ -306,8 +316,14 @@ def _method(network: Network, options: dict) -> Method:
         param_groups=param_groups,
         torch_keys=torch_table(network),
         attention=attention,
+        features=features,
         embed_audio=embed_audio if network.stages else None,
     )
+
+
+def by_stage(values) -> dict:
+    """Those of four stages' values that are not None, under "stage1" to "stage4"."""
+    return {f"stage{i + 1}": value for i, value in enumerate(values) if value is not None}
 
 
 def make_objective(network: Network, options: Mapping[str, Any]):
