@@ -1,10 +1,11 @@
 """How every command starts: flags parsed, errors told in one line, the compilation cache switched on."""
 
 import argparse
+import json
 import logging as std_logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from avs_jax.errors import InputError, TrainingError, nearest
 
@@ -48,6 +49,35 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message):
         raise InputError("command line", expected="arguments as --help lists them", found=message)
+
+
+def data_options(items: Sequence[str], parser: argparse.ArgumentParser) -> dict:
+    """{option: value} of `--data.option=value`; numbers, true, false, null and JSON lists as such, the rest as text.
+
+    Args:
+      items: the arguments that `parser` did not know.
+      parser: whose options are named where one was misspelt.
+    Raises:
+      InputError: an argument of another form.
+    """
+    options = {}
+    for item in items:
+        name, sep, text = item.partition("=")
+        if not (name.startswith("--data.") and sep):
+            valid = [option for action in parser._actions for option in action.option_strings]
+            command = parser.prog.removeprefix("python -m avs_jax.")
+            raise InputError(
+                f"command line, '{item}'",
+                expected=f"an argument of {command}, or --data.<option>=<value>",
+                found="another",
+                hint=nearest(name, valid),
+            )
+        try:
+            value = json.loads(text)
+        except ValueError:
+            value = {"True": True, "False": False, "None": None}.get(text, text)
+        options[name.removeprefix("--data.")] = value
+    return options
 
 
 def config_flag():

@@ -9,13 +9,12 @@ clip, `<split>.png` with clips from good to poor, and `<split>_curves.png`. Opti
 
 import argparse
 import dataclasses
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from avs_jax import cli
-from avs_jax.errors import InputError, nearest
+from avs_jax.errors import InputError
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
 
@@ -88,14 +87,6 @@ def _draw(folder, split, report, method, variables, source, count):
     return [pictures.clip_picture(folder / f"{split}.png", views, title=title), curves]
 
 
-def _value(text: str):
-    """A number, true, false or a JSON list as such, anything else as text."""
-    try:
-        return json.loads(text)
-    except ValueError:
-        return {"True": True, "False": False, "None": None}.get(text, text)
-
-
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
     """The command line: (arguments, options of the data set).
 
@@ -121,15 +112,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
     add("--workers", type=int, default=0, help="data processes (default: 0, threads)")
     add("--distributed", action="store_true", help="join the other processes of a cluster or TPU pod")
     args, rest = parser.parse_known_args(argv)
-    data = {}
-    for item in rest:
-        name, sep, text = item.partition("=")
-        if not (name.startswith("--data.") and sep):
-            valid = [option for action in parser._actions for option in action.option_strings]
-            raise InputError(f"command line, '{item}'", expected="an argument of evaluate, or --data.<option>=<value>",
-                             found="another", hint=nearest(name, valid))  # fmt: skip
-        data[name.removeprefix("--data.")] = _value(text)
-    return args, data
+    return args, cli.data_options(rest, parser)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
