@@ -73,6 +73,7 @@ def defaults() -> ml_collections.ConfigDict:
 
     c.eval = ml_collections.ConfigDict()
     c.eval.every_steps = 0  # 0 = only at the end
+    c.eval.first_step = 0  # no evaluation before this step
     c.eval.batch_size = 4
     c.eval.max_clips = 0  # 0 = all
     c.eval.report = ""  # at the end, the whole report on this split, as the evaluate command gives it: "test", say

@@ -572,3 +572,11 @@ def test_tpavi_recipe_made_tiny_trains(tmp_path):
     method, variables = avs_jax.load_checkpoint(tmp_path)
     assert method.options["compute_dtype"] == "bfloat16"
     jax.tree.map(np.testing.assert_array_equal, variables["params"], result.state.params)
+
+
+def test_no_evaluation_before_the_first_step():
+    from avs_jax.training.loop import Loop, Schedule
+
+    schedule = Schedule.of(recipe(eval__every_steps=2, eval__first_step=5), 9)
+    loop = Loop(None, schedule, evaluate=None, checkpoints=None, log=None, interrupt=None, identity={}, ids=None)
+    assert [step for step in range(10) if loop._evaluation_due(step)] == [6, 8, 9]

@@ -19,12 +19,14 @@ class Schedule(NamedTuple):
     """When the loop does what, in steps.
 
     total: where the run ends. log, save, evaluate: periods; all three also happen at the end.
+    first: the first step that may be evaluated.
     """
 
     total: int
     log: int
     save: int
     evaluate: int
+    first: int
 
     @classmethod
     def of(cls, config, total: int) -> "Schedule":
@@ -32,7 +34,7 @@ class Schedule(NamedTuple):
         never = total + 1
         periods = config.log.every_steps, config.checkpoint.every_steps, config.eval.every_steps
         log, save, evaluate = (p if p > 0 else never for p in periods)
-        return cls(total, log, save, evaluate)
+        return cls(total, log, save, evaluate, config.eval.first_step)
 
 
 class Loop:
@@ -104,7 +106,8 @@ class Loop:
             self._log.waited(time.perf_counter() - start)
 
     def _evaluation_due(self, step: int) -> bool:
-        return step > 0 and (step == self._schedule.total or step % self._schedule.evaluate == 0)
+        schedule = self._schedule
+        return step > 0 and (step == schedule.total or (step >= schedule.first and step % schedule.evaluate == 0))
 
     def _pause(self, step, state, *, evaluate):
         """Evaluates first, then saves: what is saved says how good it is, and a kill in between loses neither."""

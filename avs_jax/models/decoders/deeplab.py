@@ -42,7 +42,7 @@ class ASPP(nn.Module):
 
 
 class Features(nn.Module):
-    """Four maps -> (N, h1, w1, channels + low): the pyramid on the last, resized with aligned corners; the first map."""
+    """Four maps -> (N, h1, w1, channels + low): the pyramid on the last, resized with aligned corners; the first."""
 
     channels: int = 256
     low: int = 48
