@@ -19,7 +19,9 @@ class InputError(ValueError):
 
     def __str__(self) -> str:
         text = f"{self.where}: expected {self.expected}; found {self.found}"
-        return f"{text}. {self.hint}" if self.hint else text
+        if not self.hint:
+            return text
+        return f"{text}{self.hint}" if text.endswith("\n") else f"{text}. {self.hint}"  # after a report of many lines
 
     def __reduce__(self):  # keyword-only arguments do not survive BaseException's own pickling (data workers)
         return _rebuild, (self.where, self.expected, self.found, self.hint)

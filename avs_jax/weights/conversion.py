@@ -11,7 +11,6 @@ from avs_jax.methods import Method
 from avs_jax.weights import matching
 from avs_jax.weights.convert import fill, initial, read, table_of, to_torch
 from avs_jax.weights.inspection import needed_by
-from avs_jax.weights.pretrained import is_audio
 from avs_jax.weights.writing import SUFFIXES, save_state_dict
 
 PARTS = ("all", "network", "audio")
@@ -57,7 +56,7 @@ def to_file(paths: Sequence[Path], output: Path, *, model=None, part: str = "all
             raise InputError(
                 "--part", expected="'all', where no method is named", found=repr(part), hint="Add --method."
             )
-        audio = {rule.key for rule in table_of(model).rules if is_audio(rule)}
+        audio = {rule.key for rule in table_of(model).rules if matching.is_audio(rule)}
         state_dict = {k: v for k, v in state_dict.items() if (k in audio) == (part == "audio")}
     save_state_dict(output, state_dict)
     return state_dict
@@ -98,7 +97,7 @@ def _load(model, paths, part: str = "all") -> dict:
     table = table_of(model)
     state_dict = matching.merge([read(path) for path in paths], table)
     variables = jax.tree.map(np.asarray, jax.jit(lambda: initial(model))())
-    needed = {"all": lambda rule: True, "audio": is_audio, "network": needed_by(state_dict, table)}[part]
+    needed = {"all": lambda rule: True, "audio": matching.is_audio, "network": needed_by(state_dict, table)}[part]
     match = matching.compare(state_dict, table, variables, needed)
     match.require(", ".join(map(str, paths)))
     return fill(variables, table, state_dict)

@@ -18,7 +18,6 @@ from avs_jax.models.torch_keys import Rule
 from avs_jax.weights import matching
 from avs_jax.weights.convert import initial, table_of
 from avs_jax.weights.files import Contents
-from avs_jax.weights.pretrained import is_audio
 from avs_jax.weights.public import KNOWN
 
 _TRIED = 4  # candidates whose shapes are compared, after all whose keys are: shapes take a second each
@@ -100,9 +99,11 @@ def match(model, state_dicts) -> matching.Match:
 def needed_by(state_dict, table) -> Callable[[Rule], bool]:
     """Which of a table's rules a state dict can be asked for: all, or all but the audio encoder's if it has none."""
     rules = matching.live(table)
-    if all(is_audio(rule) for rule in rules) or any(is_audio(rule) and rule.key in state_dict for rule in rules):
+    if all(matching.is_audio(rule) for rule in rules) or any(
+        matching.is_audio(rule) and rule.key in state_dict for rule in rules
+    ):
         return lambda rule: True
-    return lambda rule: not is_audio(rule)
+    return lambda rule: not matching.is_audio(rule)
 
 
 def candidates(keys) -> Iterator[Candidate]:
@@ -142,9 +143,14 @@ def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.
         unexpected = sum(key not in keys and not key.startswith(table.ignored) for key in merged)
         if unexpected * 2 < len(merged):
             ranked.append((missing + unexpected, candidate))
-    ranked.sort(key=lambda pair: pair[0])
-    tried = [(candidate, match(candidate.build(), [state_dict])) for _, candidate in ranked[:_TRIED]]
-    return min(tried, key=lambda pair: pair[1].faults, default=None)
+    best = None
+    for _, candidate in sorted(ranked, key=lambda pair: pair[0])[:_TRIED]:
+        fit = match(candidate.build(), [state_dict])
+        if best is None or fit.faults < best[1].faults:
+            best = candidate, fit
+        if not fit.faults:
+            break
+    return best
 
 
 def fit_text(state_dict: Mapping[str, np.ndarray]) -> str:

@@ -57,13 +57,15 @@ class Match:
         return "\n".join(_paragraph(kind, names, limit) for kind, names in kinds if names)
 
     def hint(self, partial: bool = False) -> str:
+        audio = {rule.key for rule in self.table.rules if is_audio(rule)}
         if self.prefix:
             return f"Every unexpected key begins with '{self.prefix}'; without it they would fit."
-        if self.unexpected or self.foreign:
-            return "`python -m avs_jax.weights inspect FILE` says which model a file fits."
-        if self.missing and not partial:
-            return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
-        return "Do the options (backbone, width, stages, setting) fit the file?"
+        if self.unexpected or self.foreign or self.wrong:
+            hint = "Do the options (backbone, setting, width, stages) fit the file? " * bool(self.wrong)
+            return hint + "`python -m avs_jax.weights inspect FILE` says which model it fits."
+        if self.missing and audio.issuperset(self.missing):
+            return "The audio encoder has a file of its own (vggish-10086976.pth): give both, or partial=True."
+        return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
 
     def require(self, where: object = "weights", *, partial: bool = False, hint: str = "") -> None:
         """Raises the report where there are faults (`partial`: other than missing keys), or nothing fits at all.
@@ -78,6 +80,11 @@ class Match:
             lines = text if "\n" not in text else "\n" + text + "\n"
             raise InputError(where, expected=f"the {len(self.table.rules)} public keys of this model", found=lines,
                              hint=hint or self.hint(partial))  # fmt: skip
+
+
+def is_audio(rule: Rule) -> bool:
+    """Whether a rule is of a method's audio encoder, which public code keeps in a file of its own."""
+    return rule.path[0] == "audio"
 
 
 def live(table: Table) -> list[Rule]:

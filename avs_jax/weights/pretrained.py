@@ -56,17 +56,13 @@ def describe(section) -> str:
     return " and ".join(parts) or "random weights"
 
 
-def is_audio(rule) -> bool:
-    return rule.path[0] == "audio"
-
-
 def _load_method(method, variables, path: Path) -> tuple[dict, bool]:
     """The variables, and whether the file has the audio encoder too."""
     where = f"{SECTION}.method, {path}"
     table = table_of(method)
     state_dict = matching.merge([read(path)], table, where)
-    has_audio = any(is_audio(rule) and rule.key in state_dict for rule in matching.live(table))
-    match = matching.compare(state_dict, table, variables, lambda rule: has_audio or not is_audio(rule))
+    has_audio = any(matching.is_audio(rule) and rule.key in state_dict for rule in matching.live(table))
+    match = matching.compare(state_dict, table, variables, lambda rule: has_audio or not matching.is_audio(rule))
     match.require(where, hint=_hint(match, method, "method"))
     return _filled(variables, table, state_dict), has_audio
 

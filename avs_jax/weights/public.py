@@ -105,6 +105,6 @@ def _download(repository: str, file: str, field: str, local: Path, text: str) ->
     try:
         return Path(hf_hub_download(repository, file))
     except Exception as error:  # no network, no such repository, no access: the library has a dozen kinds
-        reason = " ".join(str(error).split()) or type(error).__name__
-        found = f"{text!r}, neither here nor downloaded: {type(error).__name__}, {reason[:160]}"
+        reason = " ".join(str(error).split()).partition(". ")[0].rstrip(".")[:160]
+        found = f"{text!r}, neither here nor downloaded ({type(error).__name__}: {reason})"
         raise InputError(field, expected=expected, found=found, hint=hint) from None
