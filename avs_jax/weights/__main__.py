@@ -131,9 +131,11 @@ def run_convert(args) -> int:
         return 0
     if args.part != "all":
         raise InputError("--part", expected="'all' for a workdir", found=repr(args.part))
-    method = conversion.to_workdir(paths, output, _config(args))
-    print(f"{output}: a workdir of {method.name}, as it was published\n"
-          f"python -m avs_jax.evaluate --workdir={output} --data.root=<folder of the data set>\n"
+    config = _config(args)
+    method = conversion.to_workdir(paths, output, config)
+    root = " --data.root=<folder of the data set>" if "root" in config.data and not config.data.root else ""
+    print(f"{output}: a workdir of {method.name}\n"
+          f"python -m avs_jax.evaluate --workdir={output}{root}\n"
           f"python -m avs_jax.predict --workdir={output} --input=<video> --output=<folder>")  # fmt: skip
     return 0
 

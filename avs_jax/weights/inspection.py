@@ -59,7 +59,7 @@ def summary(path: Path, contents: Contents) -> str:
     ]
     if contents.ignored:
         lines.append(f"beside them: {', '.join(contents.ignored)}")
-    bad = [key for key, a in contents.tensors.items() if not np.isfinite(np.asarray(a, np.complex128)).all()]
+    bad = [key for key, a in contents.tensors.items() if not np.isfinite(a).all()]
     if bad:
         lines.append(f"WARNING: {len(bad)} tensors hold infinities or NaN, the first is {bad[0]}")
     promised = re.search(r"-([0-9a-f]{8})\.", path.name)
