@@ -63,6 +63,7 @@ class Dense(nn.Module):
     features: int
     use_bias: bool = True
     kernel_init: Callable | None = None
+    bias_init: Callable | None = None
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -71,7 +72,7 @@ class Dense(nn.Module):
         kernel = self.param("kernel", self.kernel_init or default, (x.shape[-1], self.features))
         y = x.astype(self.dtype) @ kernel.astype(self.dtype)
         if self.use_bias:
-            y = y + self.param("bias", default, (self.features,)).astype(self.dtype)
+            y = y + self.param("bias", self.bias_init or default, (self.features,)).astype(self.dtype)
         return y
 
 

@@ -8,6 +8,8 @@ from avs_jax.errors import InputError, nearest
 ENCODERS = {  # name: (module, class, options the name fixes)
     **{name: ("resnet", "ResNet", {"size": name}) for name in ("resnet10", "resnet18", "resnet50", "resnet101")},
     **{f"pvt_v2_b{i}": ("pvt", "PVT", {"size": f"pvt_v2_b{i}"}) for i in range(6)},
+    **{f"audio_{name}": ("audio_resnet", "AudioResNet", {"size": name}) for name in ("resnet10", "resnet18")},
+    "hrnet_w48": ("hrnet", "HRNet", {}),
     "vggish": ("vggish", "VGGish", {}),
 }
 
@@ -16,12 +18,14 @@ def create_encoder(name: str, **options):
     """The linen module called `name`.
 
     `encoder.apply(variables, images)` of a visual encoder maps images (N, H, W, 3) float32, normalised with the
-    ImageNet mean and standard deviation, to a tuple of maps at strides 4, 8, 16, 32; `encoder.channels` are their
-    depths. "vggish" maps (N, 96, 64) log-mel examples to (N, 128). `avs_jax.load_torch(encoder, weights)` makes
+    ImageNet mean and standard deviation, to a tuple of maps at strides 4, 8, 16, 32, or `encoder.strides`;
+    `encoder.channels` are their depths. "vggish" maps (N, 96, 64) log-mel examples to (N, 128), "audio_resnet18" (N,
+    time, mel) spectrograms to (N, features). `avs_jax.load_torch(encoder, weights)` makes
     variables; `encoder.init(rng, encoder.example_input())` random ones.
 
     Args:
-      name: "resnet10", "resnet18", "resnet50", "resnet101", "pvt_v2_b0" ... "pvt_v2_b5" or "vggish".
+      name: "resnet10", "resnet18", "resnet50", "resnet101", "pvt_v2_b0" ... "pvt_v2_b5", "hrnet_w48",
+        "vggish", "audio_resnet10" or "audio_resnet18".
       **options: the module's own fields, e.g. `width`, `dtype`.
     Raises:
       InputError: an unknown encoder or option, naming the nearest valid one.

@@ -1,14 +1,17 @@
-"""ResNet with the stride in the 3x3 convolution ("v1.5"), as torchvision publishes it.
+"""ResNet with the stride in the 3x3 convolution ("v1.5"), as torchvision publishes it, and its forms for segmentation.
 
-He et al., Deep residual learning for image recognition, CVPR 2016.
+He et al., Deep residual learning for image recognition, CVPR 2016; dilation and multi-grid: Chen et al., Rethinking
+atrous convolution for semantic image segmentation, 2017.
 """
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import he_normal
 from avs_jax.models.layers import BatchNorm, Conv, max_pool
@@ -19,105 +22,171 @@ SIZES = {  # name: (blocks per layer, bottleneck?)
     "resnet50": ((3, 4, 6, 3), True),
     "resnet101": ((3, 4, 23, 3), True),
 }
+STEMS = ("plain", "deep")
+_DEEP_KEYS = (0, 3, 6)  # of the deep stem's convolutions under conv1; a norm follows the first two
 
 
 class Block(nn.Module):
-    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at its end."""
+    """A residual block: two 3x3 convolutions, or 1x1, 3x3, 1x1 with four times the width at its end.
+
+    (N, h, w, C) -> (N, h / stride, w / stride, width or 4 width), sizes rounded up.
+    """
 
     width: int
     bottleneck: bool
     stride: int = 1
+    dilation: int = 1  # of the 3x3 convolutions
     project: bool = False  # a strided 1x1 convolution and BatchNorm on the shortcut
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        w = self.width
-        layout = [(w, 3, self.stride), (w, 3, 1)]  # (features, kernel, stride) of each convolution
+        w, d = self.width, self.dilation
+        layout = [(w, 3, self.stride, d), (w, 3, 1, d)]  # (features, kernel, stride, dilation) of each convolution
         if self.bottleneck:
-            layout = [(w, 1, 1), (w, 3, self.stride), (4 * w, 1, 1)]
+            layout = [(w, 1, 1, 1), (w, 3, self.stride, d), (4 * w, 1, 1, 1)]
         y = x
-        for i, (features, kernel, stride) in enumerate(layout, 1):
-            y = _conv(features, kernel, stride, self.dtype, f"conv{i}")(y)
+        for i, (features, kernel, stride, dilation) in enumerate(layout, 1):
+            y = conv(features, kernel, stride, self.dtype, f"conv{i}", dilation)(y)
             y = BatchNorm(name=f"bn{i}")(y, train)
             if i < len(layout):
                 y = jax.nn.relu(y)
         if self.project:
-            x = _conv(layout[-1][0], 1, self.stride, self.dtype, "shortcut_conv")(x)
+            x = conv(layout[-1][0], 1, self.stride, self.dtype, "shortcut_conv")(x)
             x = BatchNorm(name="shortcut_bn")(x, train)
         return jax.nn.relu(x + y)
 
 
-def _conv(features, kernel, stride, dtype, name):
+def conv(features, kernel, stride, dtype, name, dilation=1):
     """A convolution without bias, initialised as torchvision does: N(0, 2 / fan_out)."""
     init = he_normal(kernel * kernel * features)
-    return Conv(features, kernel, stride, use_bias=False, kernel_init=init, dtype=dtype, name=name)
+    return Conv(features, kernel, stride, dilation, use_bias=False, kernel_init=init, dtype=dtype, name=name)
+
+
+def blocks(size: str, width: int, inputs: int, output_stride: int = 32, multi_grid: bool = False):
+    """(layer from 1, block from 0, arguments of `Block`) in order, for maps of `inputs` channels at stride 4."""
+    depths, bottleneck = SIZES[size]
+    channels, scale, dilation = inputs, 4, 1
+    for i, depth in enumerate(depths, 1):
+        out = width * 2 ** (i - 1) * (4 if bottleneck else 1)
+        step = 1 if i == 1 else 2
+        before = dilation  # of the block that takes the step: where it is dilated away, the next ones double theirs
+        if scale * step > output_stride:
+            step, dilation = 1, 2 * dilation
+        scale *= step
+        for j in range(depth):
+            stride = step if j == 0 else 1
+            grid = 2 ** (j + 1) if multi_grid and i == len(depths) else before if j == 0 else dilation
+            yield i, j, {"width": width * 2 ** (i - 1), "bottleneck": bottleneck, "stride": stride, "dilation": grid,
+                         "project": stride > 1 or channels != out}  # fmt: skip
+            channels = out
+
+
+def residual_layers(x, specs: Sequence, dtype, train: bool) -> tuple:
+    """The outputs of the layers, for `blocks` given as a list; call it inside a compact method."""
+    maps = {}
+    for i, j, block in specs:
+        maps[i] = x = Block(**block, dtype=dtype, name=f"layer{i}_{j}")(x, train)
+    return tuple(maps.values())
+
+
+def block_rules(specs) -> list[torch_keys.Rule]:
+    """torchvision's keys of `residual_layers`."""
+    rules = []
+    for i, j, block in specs:
+        key, path = f"layer{i}.{j}", f"layer{i}_{j}"
+        for k in range(1, 4 if block["bottleneck"] else 3):
+            rules += torch_keys.conv(f"{key}.conv{k}", (path, f"conv{k}"), bias=False)
+            rules += torch_keys.batch_norm(f"{key}.bn{k}", (path, f"bn{k}"))
+        if block["project"]:
+            rules += torch_keys.conv(f"{key}.downsample.0", (path, "shortcut_conv"), bias=False)
+            rules += torch_keys.batch_norm(f"{key}.downsample.1", (path, "shortcut_bn"))
+    return rules
 
 
 class ResNet(nn.Module):
-    """Feature maps at strides 4, 8, 16, 32.
+    """Feature maps at strides 4, 8, 16, 32, the last ones finer where `output_stride` says so.
 
     Args:
       size: a key of `SIZES`.
       width: channels of the stem; layer i has width * 2**(i-1), times 4 in the bottleneck sizes. torchvision: 64.
+      output_stride: 32, or 16 or 8: the strides of layer4, or of layer3 and layer4, are replaced by dilation. As in
+        torchvision, such a layer's first block keeps the dilation of the layer before it and the others double it.
+        (torchvision has it for the bottleneck sizes alone; here both 3x3 convolutions of a basic block are dilated.)
+      multi_grid: dilations 2, 4, 8 in the blocks of layer4; needs an output stride of 16 or 8 (TorchSeg, CAVP).
+      stem: "plain", one 7x7 convolution; "deep", three 3x3 ones, the last of twice the width (TorchSeg, CAVP).
+      input_channels: of the images.
       dtype: compute dtype.
     Call:
-      images: (N, H, W, 3) float32, normalised with the ImageNet mean and standard deviation; any H, W.
+      images: (N, H, W, input_channels) float32, normalised with the ImageNet mean and standard deviation; any H, W.
       train: normalise with batch statistics and update the running ones.
     Returns:
-      Four maps (N, H/4, W/4, C1) ... (N, H/32, W/32, C4), sizes rounded up.
+      Four maps (N, H/4, W/4, C1) ... (N, H/32, W/32, C4), sizes rounded up; `strides` are theirs.
+    Raises:
+      InputError: an option out of its range, or images of another number of channels.
     """
 
     size: str = "resnet50"
     width: int = 64
+    output_stride: int = 32
+    multi_grid: bool = False
+    stem: str = "plain"
+    input_channels: int = 3
     dtype: Any = jnp.float32
 
-    strides: ClassVar = (4, 8, 16, 32)
     torch_prefix: ClassVar = "resnet."
+
+    def __post_init__(self):
+        for field, valid in (("size", SIZES), ("stem", STEMS), ("output_stride", (32, 16, 8))):
+            value = getattr(self, field)
+            if value not in valid:
+                raise InputError(f"encoder option '{field}'", expected=" | ".join(map(str, valid)), found=repr(value),
+                                 hint=nearest(str(value), map(str, valid)))  # fmt: skip
+        if self.multi_grid and self.output_stride == 32:
+            raise InputError("encoder option 'output_stride'", expected="16 | 8 with multi_grid", found="32")
+        super().__post_init__()
 
     @property
     def channels(self) -> tuple[int, ...]:
         expansion = 4 if SIZES[self.size][1] else 1
         return tuple(self.width * 2**i * expansion for i in range(4))
 
+    @property
+    def strides(self) -> tuple[int, ...]:
+        return tuple(min(stride, self.output_stride) for stride in (4, 8, 16, 32))
+
     @nn.compact
     def __call__(self, images, train: bool = False):
-        x = images.astype(self.dtype)
-        x = _conv(self.width, 7, 2, self.dtype, "conv1")(x)
+        if images.shape[-1] != self.input_channels:
+            raise InputError("images", expected=f"(N, H, W, {self.input_channels})", found=str(images.shape))
+        x = self._stem(images.astype(self.dtype), train)
         x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        x = max_pool(x, 3, 2, 1)
-        maps = []
-        for i, j, block in self._blocks():
-            x = Block(**block, dtype=self.dtype, name=f"layer{i}_{j}")(x, train)
-            if j == SIZES[self.size][0][i - 1] - 1:
-                maps.append(x)
-        return tuple(maps)
+        return residual_layers(max_pool(x, 3, 2, 1), self._blocks(), self.dtype, train)
 
-    def _blocks(self):
-        """(layer from 1, block from 0, arguments of `Block`) in order."""
-        depths, bottleneck = SIZES[self.size]
-        channels = self.width
-        for i, depth in enumerate(depths, 1):
-            width = self.width * 2 ** (i - 1)
-            for j in range(depth):
-                stride = 2 if i > 1 and j == 0 else 1
-                out = width * (4 if bottleneck else 1)
-                yield i, j, {"width": width, "bottleneck": bottleneck, "stride": stride,
-                             "project": stride > 1 or channels != out}  # fmt: skip
-                channels = out
+    def _stem(self, x, train):
+        if self.stem == "plain":
+            return conv(self.width, 7, 2, self.dtype, "conv1")(x)
+        for i in range(2):
+            x = conv(self.width, 3, 2 if i == 0 else 1, self.dtype, f"stem_conv{i}")(x)
+            x = jax.nn.relu(BatchNorm(name=f"stem_bn{i}")(x, train))
+        return conv(2 * self.width, 3, 1, self.dtype, "stem_conv2")(x)
+
+    def _blocks(self) -> list:
+        inputs = self.width * (2 if self.stem == "deep" else 1)
+        return list(blocks(self.size, self.width, inputs, self.output_stride, self.multi_grid))
 
     def example_input(self):
-        return jnp.zeros((1, 32, 32, 3), jnp.float32)
+        return jnp.zeros((1, 32, 32, self.input_channels), jnp.float32)
 
     def torch_table(self) -> torch_keys.Table:
-        """torchvision's keys."""
-        rules = torch_keys.conv("conv1", ("conv1",), bias=False) + torch_keys.batch_norm("bn1", ("bn1",))
-        for i, j, block in self._blocks():
-            key, path = f"layer{i}.{j}", f"layer{i}_{j}"
-            for k in range(1, 4 if block["bottleneck"] else 3):
-                rules += torch_keys.conv(f"{key}.conv{k}", (path, f"conv{k}"), bias=False)
-                rules += torch_keys.batch_norm(f"{key}.bn{k}", (path, f"bn{k}"))
-            if block["project"]:
-                rules += torch_keys.conv(f"{key}.downsample.0", (path, "shortcut_conv"), bias=False)
-                rules += torch_keys.batch_norm(f"{key}.downsample.1", (path, "shortcut_bn"))
+        """torchvision's keys; TorchSeg's for the deep stem."""
+        if self.stem == "plain":
+            rules = torch_keys.conv("conv1", ("conv1",), bias=False)
+        else:
+            rules = []
+            for i, key in enumerate(_DEEP_KEYS):
+                rules += torch_keys.conv(f"conv1.{key}", (f"stem_conv{i}",), bias=False)
+                if i < 2:
+                    rules += torch_keys.batch_norm(f"conv1.{key + 1}", (f"stem_bn{i}",))
+        rules += torch_keys.batch_norm("bn1", ("bn1",)) + block_rules(self._blocks())
         return torch_keys.Table(tuple(rules), ignored=("fc.",))

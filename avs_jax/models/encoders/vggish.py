@@ -1,4 +1,4 @@
-"""VGGish: one 128-vector per 0.96 s of sound.
+"""VGGish: one vector per 0.96 s of sound, 128 long as published.
 
 Hershey et al., CNN architectures for large-scale audio classification, ICASSP 2017; the public PyTorch port's layout.
 """
@@ -27,15 +27,19 @@ class VGGish(nn.Module):
     Args:
       width: channels of the first convolution (public: 64).
       hidden: width of the two hidden linear layers (public: 4096).
+      features: width of the embedding. Other than the published 128, the last layer is a fresh one, as CAVP has it: its
+        bias starts at zero, and AudioSet's weights fit everything else (`avs_jax.load_torch(..., partial=True)` without
+        their keys `embeddings.4.*`).
       dtype: compute dtype.
     Call:
       examples: (N, 96, 64) float32 log-mel, time by frequency band. `train` changes nothing here.
     Returns:
-      (N, 128) float32, not negative: the last layer too ends in a ReLU.
+      (N, features) float32, not negative: the last layer too ends in a ReLU.
     """
 
     width: int = 64
     hidden: int = 4096
+    features: int = EMBEDDING
     dtype: Any = jnp.float32
 
     torch_prefix: ClassVar = ""
@@ -53,8 +57,10 @@ class VGGish(nn.Module):
                 x, number = jax.nn.relu(conv(x)), number + 1
             x = max_pool(x, 2, 2)
         x = x.reshape(x.shape[0], -1)  # (time, frequency, channel), as the public weights expect
-        for i, features in enumerate((self.hidden, self.hidden, EMBEDDING)):
-            x = jax.nn.relu(Dense(features, kernel_init=he_normal(x.shape[-1]), dtype=self.dtype, name=f"dense{i}")(x))
+        for i, features in enumerate((self.hidden, self.hidden, self.features)):
+            he, zero = he_normal(x.shape[-1]), i == 2 and self.features != EMBEDDING
+            bias = nn.initializers.zeros if zero else None
+            x = jax.nn.relu(Dense(features, kernel_init=he, bias_init=bias, dtype=self.dtype, name=f"dense{i}")(x))
         return x.astype(wide(self.dtype))
 
     def example_input(self):
