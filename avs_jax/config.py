@@ -48,6 +48,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.loader.threads = 2  # per process
     c.loader.prefetch = 4  # batches held ready per process
     c.loader.cache = False  # keep decoded clips in memory (small data sets)
+    # Folder where a frozen audio encoder's outputs are kept, for all runs: it runs once per clip, not once per step.
+    # "auto" is ~/.cache/avs_jax/embeddings. "" lets it run in every step, with the same result up to rounding.
+    c.loader.embeddings = "auto"
     c.loader.skip_bad = False  # leave out clips that fail the check, with a report, in place of stopping
 
     c.optimizer = ml_collections.ConfigDict()

@@ -4,6 +4,7 @@ Running the same command again resumes. Ctrl-C and SIGTERM save first and leave 
 Ctrl-C leaves at once. Add --config.<field>=<value> to change the recipe, --distributed on a cluster or a TPU pod.
 """
 
+import contextlib
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,7 +35,7 @@ def train(config, workdir) -> Result:
     import jax
 
     from avs_jax.data import pipeline
-    from avs_jax.training import build, optimizer, sharding, tagging
+    from avs_jax.training import build, embeddings, optimizer, sharding
     from avs_jax.training.checkpoint import Checkpoints
     from avs_jax.training.interrupt import Interrupt
     from avs_jax.training.logging import Log
@@ -57,70 +58,77 @@ def train(config, workdir) -> Result:
     shapes = jax.eval_shape(method.init, key, example)
     labels = method.param_groups(shapes["params"])
     tx = optimizer.make_optimizer(config.optimizer, labels, total)
+    trainable = optimizer.trainable(config.optimizer, labels)
+    embed = embeddings.embedder(config, method, trainable, example)
 
     def make_state(variables):
         return TrainState.create(variables, tx, ema=config.optimizer.ema > 0)
 
     abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
 
-    # ---- Initialisation, in this order: resume, else pretrained files, else scratch; what no file covers is random,
-    #      but for an audio encoder that is first taught to name sounds
+    # ---- Initialisation: resume, else as `_initialised`
     workdir.mkdir(parents=True, exist_ok=True)
-    audio = tagging.load_audio(source) if config.tagging.steps else None
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)
     build.save_config(config, workdir)
     if restored:
-        state, meta = restored
-        figures = meta["figures"]
+        state, figures, audio = restored[0], restored[1]["figures"], None
     else:
-        variables = method.init(key, example)
-        variables = build.load_pretrained(config, method, variables)
-        if config.tagging.steps:
-            variables = tagging.teach(method, variables, source, audio, seed=config.seed, **config.tagging)
-        state = jax.jit(make_state, out_shardings=layout.replicated)(variables)
-        figures = None
+        variables, audio = _initialised(config, method, source, method.init(key, example))
+        state, figures = jax.jit(make_state, out_shardings=layout.replicated)(variables), None
     start = int(state.step)
-    if config.tagging.steps:  # the encoder is frozen from here on: it runs once per clip, not once per step
-        source = tagging.WithEmbeddings(source, tagging.embed(method, state.params["audio"], audio))
-    source = build.cached(config, source)
-
-    # ---- Step, evaluation, loop
-    step = make_train_step(
-        method, tx, trainable=optimizer.trainable(config.optimizer, labels), seed=config.seed,
-        learning_rate=optimizer.learning_rate(config.optimizer, total), ema=config.optimizer.ema,
-    )  # fmt: skip
-    log = Log(
-        workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size,
-        tensorboard=config.log.tensorboard, active=jax.process_index() == 0,
-    )  # fmt: skip
-    batches = pipeline.train_batches(
-        source, **order, start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
-        workers=config.loader.workers, threads=config.loader.threads, prefetch=config.loader.prefetch,
-    )  # fmt: skip
-    batches = pipeline.to_device(batches, layout.data)
-
-    def ids(step):
-        return [source.ids[i] for i in pipeline.train_indices(len(source), seed=config.seed, step=step,
-                                                              batch_size=config.batch_size)]  # fmt: skip
-
     build.announce(config, method, source, state, start=start, total=total)
-    with Interrupt() as interrupt:
-        try:
+
+    def clips(step):
+        return pipeline.train_indices(len(source), seed=config.seed, step=step, batch_size=config.batch_size)
+
+    with Interrupt() as interrupt, contextlib.closing(checkpoints):
+        # ---- A frozen audio encoder runs once per clip, not once per step
+        if embed:
+            heard = embeddings.clips_of(clips, range(start, total), len(source), config.batch_size)
+            source = embed(state.params, source, heard, audio=audio, stop=lambda: interrupt.signal)
+            del audio
+        if interrupt.signal:
+            return Result(state, figures, interrupt.signal)
+        source = build.cached(config, source)
+
+        # ---- Step, evaluation, loop
+        step = make_train_step(
+            method, tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema,
+            learning_rate=optimizer.learning_rate(config.optimizer, total),
+        )  # fmt: skip
+        log = Log(
+            workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size,
+            tensorboard=config.log.tensorboard, active=jax.process_index() == 0,
+        )  # fmt: skip
+        batches = pipeline.train_batches(
+            source, **order, start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
+            workers=config.loader.workers, threads=config.loader.threads, prefetch=config.loader.prefetch,
+        )  # fmt: skip
+        with contextlib.closing(log), contextlib.closing(pipeline.to_device(batches, layout.data)) as batches:
             loop = Loop(
-                sharding.jit_step(step, layout), Schedule.of(config, total), evaluate=build.evaluator(config, method),
-                checkpoints=checkpoints, log=log, interrupt=interrupt, identity=identity, ids=ids,
+                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log,
+                evaluate=build.evaluator(config, method, embed), interrupt=interrupt, identity=identity,
+                ids=lambda step: [source.ids[i] for i in clips(step)],
             )  # fmt: skip
             state, figures = loop.run(state, batches, figures=figures)
-        finally:
-            batches.close()
-            checkpoints.close()
-            log.close()
     if config.eval.report and not interrupt.signal:
         from avs_jax.evaluate import evaluate_run
 
         evaluate_run(workdir, checkpoint="latest", split=config.eval.report, progress=False)
     return Result(state, figures, interrupt.signal)
+
+
+def _initialised(config, method, source, variables):
+    """Random variables with what pretrained files hold, their audio encoder taught to name sounds where the config
+    says so; and every clip's `audio` where that has loaded it, else None."""
+    from avs_jax.training import build, tagging
+
+    variables = build.load_pretrained(config, method, variables)
+    if not config.tagging.steps:
+        return variables, None
+    audio = tagging.load_audio(source)
+    return tagging.teach(method, variables, source, audio, seed=config.seed, **config.tagging), audio
 
 
 def main() -> int:

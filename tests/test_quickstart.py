@@ -12,7 +12,7 @@ from PIL import Image
 
 from avs_jax.errors import InputError
 from avs_jax.train import train
-from avs_jax.training import tagging
+from avs_jax.training import embeddings, tagging
 from avs_jax.training.checkpoint import load_checkpoint
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +39,9 @@ def tiny(arg=None):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("run")
-    return workdir, train(tiny(), workdir)
+    config = tiny()
+    config.loader.embeddings = str(workdir / "embeddings")
+    return workdir, train(config, workdir)
 
 
 def test_ends_with_the_report_and_its_picture(run):
@@ -53,12 +55,15 @@ def test_ends_with_the_report_and_its_picture(run):
         assert min(picture.size) > 300
 
 
-def test_resumes_to_the_same_bits_with_cached_embeddings(run, tmp_path):
+def test_resumes_to_the_same_bits_with_cached_embeddings(run, tmp_path, capsys):
     workdir, result = run
     again = tmp_path / "run"
     shutil.copytree(workdir, again)
     shutil.rmtree(again / "checkpoints" / "4")  # as if killed before the last save
-    resumed = train(tiny(), again)
+    config = tiny()
+    config.loader.embeddings = str(again / "embeddings")
+    resumed = train(config, again)
+    assert "audio embeddings: 8 clips, all in" in capsys.readouterr().out
     assert int(resumed.state.step) == 4
     for a, b in zip(jax.tree.leaves(result.state), jax.tree.leaves(resumed.state), strict=True):
         assert np.array_equal(a, b)
@@ -84,14 +89,14 @@ def test_tagging_learns_and_brings_embeddings_to_order_one():
     method, source = build_method(config), build_source(config, "train")
     variables, audio = method.init(jax.random.key(0)), tagging.load_audio(source)
     taught = tagging.teach(method, variables, source, audio, steps=60, batch_size=16, lr=2e-3, seed=0)
-    embedded = tagging.embed(method, taught["params"]["audio"], audio)
+    embedded = embeddings.Encoder(method, taught["params"]["audio"], audio.shape[1:])(audio)
     assert embedded.shape == (60, 5, 128) and 0.5 < embedded.std() < 2
     x, y = embedded.reshape(300, -1), np.stack([source.sounds(i) for i in range(60)]).reshape(300, -1)
     x = np.concatenate([x, np.ones((300, 1))], 1)
     fit = np.linalg.lstsq(x[:200], y[:200] * 2.0 - 1, rcond=1e-3)[0]
     chance = max(y[200:].mean(), 1 - y[200:].mean())
     assert ((x[200:] @ fit > 0) == y[200:]).mean() > chance + 0.05
-    wrapped = tagging.WithEmbeddings(source, embedded)
+    wrapped = embeddings.WithEmbeddings(source, embedded)
     assert "audio" not in wrapped[3] and np.array_equal(wrapped[3]["audio_embedding"], embedded[3])
     assert wrapped.ids == source.ids
 

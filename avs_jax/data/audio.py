@@ -39,11 +39,13 @@ class VGGishFrontEnd:
     Attributes:
       pad: what stands in for the examples a short sound does not fill: "repeat" (S4, MS3) or "zero" (AVSS).
       resampler: see `resample`.
+      version: of the code: raise it when the same options give other numbers, or caches will not notice.
     """
 
     pad: str = "repeat"
     resampler: str = "kaiser_best"
     name: str = dataclasses.field(default="vggish", init=False)
+    version: int = dataclasses.field(default=1, init=False)
 
     def __call__(self, waveform, sample_rate, num_frames):
         return vggish_log_mel(waveform, sample_rate, num_frames, self.pad, self.resampler)

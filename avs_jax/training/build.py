@@ -100,8 +100,11 @@ def load_pretrained(config, method, variables):
     return load_pretrained(method, variables, config.pretrained)
 
 
-def evaluator(config, method):
-    """TrainState -> figures on the eval split, which is opened when first needed."""
+def evaluator(config, method, embed=None):
+    """TrainState -> figures on the eval split, which is opened when first needed.
+
+    embed: an `avs_jax.training.embeddings.Embedder`, where the audio encoder is frozen.
+    """
     source = None
     conditions = ("true",)
     if config.eval.best in ("audio_gain", "j_swap", "j_silence", "j_noise"):
@@ -109,7 +112,12 @@ def evaluator(config, method):
 
     def evaluate(state) -> dict[str, float]:
         nonlocal source
-        source = source or cached(config, build_source(config, "eval"))
+        if source is None:
+            source = build_source(config, "eval")
+            if embed and conditions == ("true",):  # the other conditions' sounds are no clip's own
+                clips = range(min(len(source), config.eval.max_clips or len(source)))
+                source = embed(state.params, source, clips)
+            source = cached(config, source)
         figures = metrics.evaluate(
             method, state.variables, source, batch_size=config.eval.batch_size, max_clips=config.eval.max_clips,
             conditions=conditions, mesh=state.step.sharding.mesh, threads=config.loader.threads,

@@ -2,8 +2,8 @@
 
 The published systems start from a VGGish that has heard AudioSet. Where no such file is at hand and the data set can
 say which classes are audible in each window (the embedded one can), a minute of tagging takes its place: the encoder
-and a linear head are trained with a binary cross-entropy per class, the head is dropped, and the encoder's outputs
-for every clip are computed once, so that the frozen part never runs again in training.
+and a linear head are trained with a binary cross-entropy per class, the head is dropped, and the encoder is frozen
+unless the method trains it.
 """
 
 import time
@@ -16,12 +16,17 @@ import optax
 
 from avs_jax.errors import InputError
 from avs_jax.models.encoders import vggish
+from avs_jax.training.embeddings import Encoder
 
 
 def load_audio(source) -> np.ndarray:
-    """Every clip's `audio`, (N, T, ...) float16: half the memory, and precision enough to learn from."""
+    """Every clip's `audio`, (N, T, ...) float32."""
+    first = source.audio(0)
+    audio = np.empty((len(source), *first.shape), np.float32)
     with ThreadPoolExecutor(2) as pool:
-        return np.stack(list(pool.map(lambda i: source.audio(i).astype(np.float16), range(len(source)))))
+        for i, heard in enumerate(pool.map(source.audio, range(len(source)))):
+            audio[i] = heard
+    return audio
 
 
 def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
@@ -46,11 +51,11 @@ def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
     x, y = audio.reshape(-1, *audio.shape[2:]), tags.reshape(-1, tags.shape[-1])  # windows
     train = len(x) - max(1, len(audio) // 20) * audio.shape[1]  # the last clips are held out
     params, tx = variables["params"]["audio"], optax.adam(optax.cosine_decay_schedule(lr, steps))
-    width = jax.eval_shape(method.embed_audio, params, x[:1].astype(np.float32)).shape[-1]
+    width = jax.eval_shape(method.embed_audio, params, x[:1]).shape[-1]
     model = {"encoder": params, "head": {"kernel": jnp.zeros((width, y.shape[-1])), "bias": jnp.zeros(y.shape[-1])}}
 
     def logits(model, x):
-        features = method.embed_audio(model["encoder"], x.astype(jnp.float32))
+        features = method.embed_audio(model["encoder"], x)
         return features @ model["head"]["kernel"] + model["head"]["bias"]
 
     @jax.jit
@@ -67,36 +72,12 @@ def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
     print(f"audio encoder: {steps} steps of naming sounds, {right:.1%} right on held-out clips, "
           f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
     # Log-mel features are far from standardised, and so are the embeddings: bring them to order one for what follows.
-    encoder = vggish.rescaled(model["encoder"], 1 / float(embed(method, model["encoder"], audio[-100:]).std()))
+    embedded = Encoder(method, model["encoder"], audio.shape[1:])(audio[-100:])
+    encoder = vggish.rescaled(model["encoder"], 1 / float(embedded.std()))
     return {**variables, "params": {**variables["params"], "audio": encoder}}
-
-
-def embed(method, params, audio) -> np.ndarray:
-    """(N, T, ...) front-end features -> (N, T, D) float32 by the frozen encoder, whose parameters are `params`."""
-    windows = audio.reshape(-1, *audio.shape[2:])
-    out = _in_batches(jax.jit(lambda x: method.embed_audio(params, x.astype(jnp.float32))), windows)
-    return out.reshape(*audio.shape[:2], -1)
 
 
 def _in_batches(fn, x, size=256):
     """Applies `fn` in batches of one static shape."""
     padded = np.concatenate([x, np.zeros((-len(x) % size, *x.shape[1:]), x.dtype)])
     return np.concatenate([np.asarray(fn(padded[i : i + size])) for i in range(0, len(padded), size)])[: len(x)]
-
-
-class WithEmbeddings:
-    """A source whose clips carry a cached `audio_embedding` (T, D) in place of `audio`; the sound is not loaded."""
-
-    def __init__(self, source, embeddings):
-        self._source, self._embeddings = source, embeddings
-
-    def __getattr__(self, name):
-        if name.startswith("__"):  # pickling asks before __init__ has run
-            raise AttributeError(name)
-        return getattr(self._source, name)
-
-    def __len__(self):
-        return len(self._source)
-
-    def __getitem__(self, index):
-        return {**self._source.visual(index), "audio_embedding": self._embeddings[index]}

@@ -3,6 +3,7 @@
 import importlib
 import inspect
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from avs_jax.data.clip import Clip
@@ -35,6 +36,11 @@ class Source(Protocol):
 
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`: for a cached `audio_embedding` to take its place."""
+
+    def audio_origin(self, index: int) -> tuple[Any, Path | None] | None:
+        """Optional: all that `audio(index)` is a function of, without computing it: (options, as JSON takes them, and
+        the one file that is read, None for none). So a cache finds out cheaply that a clip's sound has changed. None
+        where it cannot be told."""
 
     def fingerprint(self) -> dict:
         """JSON-able identity (name, options, length): a run refuses to resume on other data."""

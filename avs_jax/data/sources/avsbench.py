@@ -134,6 +134,14 @@ class AVSBenchSource:
         """The record's `audio` of clip `index`: (5, 96, 64) float32 for VGGish."""
         return self._audio(self._row(index))
 
+    def audio_origin(self, index: int):
+        """What `audio(index)` is a function of: options, and the pickle or wav that is read."""
+        row = self._row(index)
+        pickled = self._log_mel(row)
+        if pickled is not None:
+            return {"log_mel": NUM_FRAMES}, pickled
+        return {"front_end": repr(self.front_end), "frames": NUM_FRAMES}, self._path(row, self.layout.wav)
+
     def sound_file(self, index: int) -> Path | None:
         """The wav of clip `index` where there is one, to be listened to: a log-mel pickle cannot be."""
         path = self._path(self._row(index), self.layout.wav)
@@ -176,11 +184,17 @@ class AVSBenchSource:
     def _mask(self, row: Row, k: int) -> np.ndarray:
         return images.read_mask(self._path(row, self.layout.mask, k), self.image_size, self.resize)
 
+    def _log_mel(self, row: Row) -> Path | None:
+        """The pickle that the clip is heard from; None: the wav."""
+        pickled = self._path(row, self.layout.log_mel)
+        return pickled if self.sound == "log_mel" or (self.sound == "auto" and pickled.exists()) else None
+
     def _audio(self, row: Row) -> np.ndarray:
-        pickled, wav = self._path(row, self.layout.log_mel), self._path(row, self.layout.wav)
-        if self.sound == "log_mel" or (self.sound == "auto" and pickled.exists()):
+        pickled, wav = self._log_mel(row), self._path(row, self.layout.wav)
+        if pickled is not None:
             return _read_log_mel(pickled, self.front_end.shape(NUM_FRAMES))
         if self.sound == "auto" and not wav.exists():
+            pickled = self._path(row, self.layout.log_mel)
             raise InputError(pickled, expected=f"a log-mel pickle, or the sound in {wav}", found="neither")
         return self.front_end(*audio.read_audio(wav), NUM_FRAMES)
 

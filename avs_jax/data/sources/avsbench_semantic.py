@@ -132,6 +132,12 @@ class AVSBenchSemanticSource:
         """The record's `audio` of clip `index`: (10, 96, 64) float32 for VGGish."""
         return self._audio(self._row(index))
 
+    def audio_origin(self, index: int):
+        """What `audio(index)` is a function of: options, and the wav that is read."""
+        row = self._row(index)
+        options = {"front_end": repr(self.front_end), "frames": [NUM_FRAMES, FRAMES[row.category]]}
+        return options, self._folder(row) / "audio.wav"
+
     def sound_file(self, index: int) -> Path | None:
         """The wav of clip `index` where there is one, to be listened to."""
         path = self._folder(self._row(index)) / "audio.wav"

@@ -44,6 +44,11 @@ class Subset:
         """Clip `index` without its `audio`."""
         return self.source.visual(self._of_source(index))
 
+    def audio_origin(self, index: int):
+        """What the sound of clip `index` is made from, where the source tells."""
+        index = self._of_source(index)
+        return self.source.audio_origin(index) if hasattr(self.source, "audio_origin") else None
+
     def fingerprint(self) -> dict:
         """The source's own, and which of its clips."""
         chosen = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:16]

@@ -141,6 +141,11 @@ class SyntheticSource:
         """The record's `audio` of clip `index`: (T, 96, 64) float32 log-mel."""
         return self.front_end(self.waveform(index), self.sample_rate, NUM_FRAMES)
 
+    def audio_origin(self, index: int):
+        """What `audio(index)` is a function of; no file is read."""
+        options = {name: value for name, value in self.fingerprint().items() if name != "length"}
+        return {**options, "front_end": repr(self.front_end), "index": self._index(index)}, None
+
     def sounds(self, index: int) -> np.ndarray:
         """(T, C) bool: column c is true where class index c + 1 (`sound_names[c]`) is audible in window t, from on
         screen or off."""
