@@ -76,14 +76,33 @@ def rgb(frames: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(frames, np.float32) * STD + MEAN) * 255), 0, 255).astype(np.uint8)
 
 
-def heat(frame: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """A grey frame (H, W, 3) uint8 under a map (h, w) in [-1, 1]: orange where positive, blue where negative."""
-    rows = (np.arange(frame.shape[0]) * values.shape[0]) // frame.shape[0]
-    columns = (np.arange(frame.shape[1]) * values.shape[1]) // frame.shape[1]
-    strength = np.clip(values[rows][:, columns], -1, 1)[..., None]
+def heat(frame: np.ndarray, values: np.ndarray, mask: np.ndarray | None = None) -> np.ndarray:
+    """A grey frame (H, W, 3) uint8 under a map (H, W) in [-1, 1]: orange where positive, blue where negative.
+
+    mask: (H, W) integers, optional: what sounds, outlined in white.
+    """
+    strength = np.clip(values, -1, 1)[..., None]
     colour = np.where(strength > 0, np.float32([255, 140, 0]), np.float32([40, 110, 255]))
     grey = 0.6 * frame.mean(-1, keepdims=True)
-    return np.rint(grey * (1 - 0.8 * np.abs(strength)) + colour * 0.8 * np.abs(strength)).astype(np.uint8)
+    out = grey * (1 - 0.8 * np.abs(strength)) + colour * 0.8 * np.abs(strength)
+    if mask is not None:
+        inside = (mask > 0) & (mask != IGNORE)
+        out[outline(inside, 1 + min(mask.shape) // 100) & inside] = 255
+    return np.rint(out).astype(np.uint8)
+
+
+def spread(values: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Maps (..., h, w) between their cells' centres, bilinearly, to (..., H, W) float32; edges go on as they are."""
+    out = np.asarray(values, np.float32)
+    for axis, high in ((-2, size[0]), (-1, size[1])):
+        low = out.shape[axis]
+        at = np.clip((np.arange(high) + 0.5) * low / high - 0.5, 0, low - 1)
+        first = np.minimum(at.astype(int), max(low - 2, 0))
+        share = (at - first).astype(np.float32)
+        share = share[:, None] if axis == -2 else share
+        after = np.take(out, np.minimum(first + 1, low - 1), axis)
+        out = np.take(out, first, axis) * (1 - share) + after * share
+    return out
 
 
 def strip(images: Sequence[np.ndarray], gap: int = 6) -> np.ndarray:
@@ -144,12 +163,14 @@ class View(NamedTuple):
     classes: Sequence[str] = ()
 
 
-INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: a clip's pictures, what stands left of them, and right
+INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: five frames of a clip, what stands left of them, and right
 GAP, CAPTION, HEAD = 0.06, 0.19, 0.3  # inches: between rows, for a line of text, above a clip
 
 
-class _Row(NamedTuple):
-    """label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: in words, to the right.
+class Row(NamedTuple):
+    """Pictures of a clip's frames, side by side.
+
+    label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: in words, to the right.
     space: inches above, beyond the usual gap. legend: texts and their colours, below; None where there are no classes.
     """
 
@@ -160,9 +181,9 @@ class _Row(NamedTuple):
     space: float = 0.0
     legend: Sequence[tuple] | None = None
 
-    @property
-    def height(self):
-        own = INNER * self.image.shape[0] / self.image.shape[1]
+    def height(self, wide):
+        """In inches, where the image is `wide` inches wide."""
+        own = wide * self.image.shape[0] / self.image.shape[1]
         return own + GAP + self.space + (0.0 if self.captions is None and self.legend is None else CAPTION)
 
 
@@ -175,25 +196,64 @@ def clip_picture(path: str | Path, views: Sequence[View], *, title: str = "", co
       title: above everything.
       columns: clips side by side.
     """
-    columns = min(columns, len(views))
-    blocks = [_rows(view) for view in views]
-    lines = [blocks[n : n + columns] for n in range(0, len(blocks), columns)]
-    talls = [HEAD + 0.25 + max(sum(row.height for row in block) for block in line) for line in lines]
-    width, height = columns * (LEFT + INNER + RIGHT), 0.85 + sum(talls)
-    figure = _figure(width, height)
     note = "In colour: what is marked as making the sound.  J: overlap with the truth, from 0 (none) to 1 (exact)."
     if any(len(view.heard) > 1 for view in views):
         note += "  Swapped sound: another clip's."
     if any(view.classes for view in views):
         note = note.replace("J: overlap with the truth,", "mIoU: overlap with the truth, class by class,")
-    _heading(figure, title, note)
-    for n, (view, block) in enumerate(zip(views, blocks, strict=True)):
-        x = (n % columns) * (LEFT + INNER + RIGHT) + LEFT
-        _draw_clip(figure, view.id, block, x, height - 0.8 - sum(talls[: n // columns]))
-    return _save(figure, path)
+    blocks = [(view.id, clip_rows(view)) for view in views]
+    frames = max(len(view.frames) for view in views)
+    return block_picture(path, blocks, frames=frames, title=title, note=note, columns=columns)
 
 
-def _rows(view):
+def block_picture(
+    path: str | Path,
+    blocks: Sequence[tuple[str, Sequence[Row]]],
+    *,
+    frames: int,
+    title: str,
+    note: str,
+    columns: int = 2,
+    key: tuple[str, np.ndarray, str] | None = None,
+) -> Path:
+    """Draws blocks of rows of pictures, a block for each clip.
+
+    Args:
+      path: where to write a PNG.
+      blocks: (name, rows) each.
+      frames: of a clip; with more than five the rows are wider, and fewer blocks stand side by side.
+      title, note: above everything; the note may have several lines.
+      columns: blocks side by side.
+      key: a bar of colours below the note: (its left end in words, (h, w, 3) uint8, its right end in words).
+    """
+    wide = INNER * max(1.0, frames / 5)
+    columns = min(max(1, int(columns * INNER / wide)), len(blocks))
+    lines = [blocks[n : n + columns] for n in range(0, len(blocks), columns)]
+    talls = [HEAD + 0.25 + max(sum(row.height(wide) for row in rows) for _, rows in line) for line in lines]
+    head = 0.8 + CAPTION * note.count("\n") + 0.3 * (key is not None)  # inches
+    width, height = columns * (LEFT + wide + RIGHT), head + 0.05 + sum(talls)
+    figure = new_figure(width, height)
+    heading(figure, title, note)
+    if key is not None:
+        _draw_key(figure, *key, height - head + 0.22)
+    for n, (name, rows) in enumerate(blocks):
+        x = (n % columns) * (LEFT + wide + RIGHT) + LEFT
+        _draw_block(figure, name, rows, wide, x, height - head - sum(talls[: n // columns]))
+    return save_figure(figure, path)
+
+
+def _draw_key(figure, low, image, high, y):
+    """A bar of colours in the middle, its centre y inches from below."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0.5 - 0.8 / width, (y - 0.08) / height, 1.6 / width, 0.16 / height))
+    axes.imshow(image, aspect="auto")
+    axes.set_axis_off()
+    figure.text(0.5 - 0.88 / width, y / height, low, ha="right", va="center", fontsize=9.5)
+    figure.text(0.5 + 0.88 / width, y / height, high, ha="left", va="center", fontsize=9.5)
+
+
+def clip_rows(view: View) -> list[Row]:
+    """The rows of a clip: sound, frames, truth, and the prediction under each sound, the last one last."""
     frames, (count, high, wide) = rgb(view.frames), view.truth.shape
     scale = max(1, THUMBNAIL // max(high, wide))
 
@@ -206,13 +266,13 @@ def _rows(view):
         if heard.audio is not None:
             bands = spectrograms(heard.audio, count, (high * scale * 2 // 5, wide * scale))
             if bands:
-                rows.append(_Row(heard.title, strip(bands), heard.names, space=0.1 * (n > 0)))
+                rows.append(Row(heard.title, strip(bands), heard.names, space=0.1 * (n > 0)))
         if n == 0:
-            rows.append(_Row("frames", strip([enlarge(f, scale) for f in frames])))
-            rows.append(_Row("truth", masks(view.truth), legend=_legend(view.truth, view.classes)))
+            rows.append(Row("frames", strip([enlarge(f, scale) for f in frames])))
+            rows.append(Row("truth", masks(view.truth), legend=_legend(view.truth, view.classes)))
         label, score = f"prediction with\n{heard.title}", _score(heard.labels, view.truth, len(view.classes))
         legend = _legend(heard.labels, view.classes)
-        rows.append(_Row(label, masks(heard.labels, heard.scores), score=score, legend=legend))
+        rows.append(Row(label, masks(heard.labels, heard.scores), score=score, legend=legend))
     return rows
 
 
@@ -226,21 +286,21 @@ def _legend(labels, classes, most=5):
     return out + [(f"and {len(found) - most} more", "#666666")] * (len(found) > most)
 
 
-def _draw_clip(figure, name, rows, x, y):
+def _draw_block(figure, name, rows, wide, x, y):
     """One clip, its pictures from x rightwards and y downwards, in inches from the lower left."""
     width, height = figure.get_size_inches()
     figure.text(x / width, y / height, name, fontsize=11, weight="bold", va="top")
     y -= HEAD
     for row in rows:
-        tall = INNER * row.image.shape[0] / row.image.shape[1]
+        tall = wide * row.image.shape[0] / row.image.shape[1]
         y -= row.space
-        axes = figure.add_axes((x / width, (y - tall) / height, INNER / width, tall / height))
+        axes = figure.add_axes((x / width, (y - tall) / height, wide / width, tall / height))
         axes.imshow(row.image, aspect="auto", interpolation="nearest")
         axes.set_axis_off()
         middle = (y - tall / 2) / height
         figure.text((x - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=9.5)
         if row.score:
-            figure.text((x + INNER + 0.1) / width, middle, row.score, va="center", fontsize=11, weight="bold")
+            figure.text((x + wide + 0.1) / width, middle, row.score, va="center", fontsize=11, weight="bold")
         at = x
         for text, colour in row.legend or ():
             figure.text(at / width, (y - tall - 0.02) / height, text, fontsize=9, va="top", color=colour)
@@ -249,14 +309,15 @@ def _draw_clip(figure, name, rows, x, y):
             once = len(set(row.captions)) == 1
             for n, text in enumerate(row.captions[:1] if once else row.captions):
                 size = 9 if once else min(9, 150 / max(len(text), 1))
-                at = (x + (INNER + GAP) * n / len(row.captions)) / width
+                at = (x + (wide + GAP) * n / len(row.captions)) / width
                 figure.text(
                     at, (y - tall - 0.02) / height, text or "(silence)", fontsize=size, va="top", color="#333333"
                 )
-        y -= row.height - row.space
+        y -= row.height(wide) - row.space
 
 
-def _heading(figure, title, note):
+def heading(figure, title: str, note: str) -> None:
+    """A title and, smaller, a note at the top of a figure."""
     height = figure.get_size_inches()[1]
     figure.text(0.5, 1 - 0.15 / height, title, ha="center", va="top", fontsize=14, weight="bold")
     figure.text(0.5, 1 - 0.47 / height, note, ha="center", va="top", fontsize=10, color="#444444")
@@ -339,43 +400,6 @@ def typical_clips(rows: Sequence[Mapping], count: int = 4) -> list[int]:
     return [ranked[int((n + 0.5) * len(ranked) / count)]["index"] for n in range(count)]
 
 
-# ------------------------------------------------------------------------------------------------ attention
-
-
-def attention_picture(path: str | Path, frames: np.ndarray, maps: Mapping[str, np.ndarray], *, title: str = "") -> Path:
-    """Draws attention maps over the frames of a clip.
-
-    Args:
-      frames: (T, H, W, 3).
-      maps: name -> (T, h, w, A): from each pixel to A sounds. A = 1, or a map alone with A = T, which gets a row per
-        second of sound; several maps are summed over their sounds, a row each. Each row has its own scale.
-    """
-    frames = rgb(frames)
-    for name, values in maps.items():
-        if values.ndim != 4 or len(values) != len(frames):
-            raise InputError(f"attention map '{name}'", expected=f"({len(frames)}, h, w, A)", found=str(values.shape))
-    if len(maps) == 1:
-        ((name, only),) = maps.items()
-        sounds = range(only.shape[-1])
-        named = {f"sound of\nsecond {a + 1}" if len(sounds) > 1 else name: only[..., a] for a in sounds}
-    else:
-        named = {name: values.sum(-1) for name, values in maps.items()}
-    scale = max(1, THUMBNAIL // max(frames.shape[1:3]))
-    rows = {"frames": strip([enlarge(f, scale) for f in frames])}
-    for name, values in named.items():
-        bound = max(float(np.abs(values).max()), 1e-12)
-        rows[name] = strip([heat(enlarge(f, scale), v / bound) for f, v in zip(frames, values, strict=True)])
-    return _rows_picture(path, rows, title, "Orange: positive.  Blue: negative.  Each row has its own scale.")
-
-
-def _rows_picture(path, rows, title, note):
-    rows = [_Row(label, image) for label, image in rows.items()]
-    figure = _figure(LEFT + INNER + 0.3, 0.85 + HEAD + sum(row.height for row in rows))
-    _heading(figure, title, note)
-    _draw_clip(figure, "", rows, LEFT, figure.get_size_inches()[1] - 0.6)
-    return _save(figure, path)
-
-
 # ------------------------------------------------------------------------------------------------ curves
 
 
@@ -395,7 +419,7 @@ def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") ->
         },
     }
     panels = {name: lines for name, lines in panels.items() if lines} or {"metrics": series}
-    figure = _figure(8, 3.0 * len(panels) + 0.4)
+    figure = new_figure(8, 3.0 * len(panels) + 0.4)
     figure.suptitle(title, fontsize=13, weight="bold")
     for n, (name, lines) in enumerate(panels.items()):
         axes = figure.add_subplot(len(panels), 1, n + 1)
@@ -409,7 +433,7 @@ def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") ->
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8, frameon=False, ncols=3)
     figure.tight_layout()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def _read_series(path):
@@ -434,7 +458,7 @@ def _read_series(path):
 
 def threshold_picture(path: str | Path, curves: Mapping[str, np.ndarray], *, title: str = "") -> Path:
     """Draws precision against recall, and F against the threshold, from a report's `curves`."""
-    figure = _figure(9.5, 4.2)
+    figure = new_figure(9.5, 4.2)
     figure.suptitle(title, fontsize=13, weight="bold")
     left, right = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
     marked = curves["recall"] > 0  # precision means nothing where nothing is marked
@@ -454,10 +478,11 @@ def threshold_picture(path: str | Path, curves: Mapping[str, np.ndarray], *, tit
         if axes.get_legend_handles_labels()[0]:
             axes.legend(frameon=False, loc="lower left")
     figure.tight_layout()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _figure(width, height):
+def new_figure(width: float, height: float):
+    """An empty white figure, inches wide and high."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -466,7 +491,8 @@ def _figure(width, height):
     return figure
 
 
-def _save(figure, path):
+def save_figure(figure, path: str | Path) -> Path:
+    """Writes a figure as a PNG, its folder included."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

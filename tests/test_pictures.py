@@ -93,17 +93,6 @@ def test_clip_picture_with_sounds(tmp_path):
     size(pictures.clip_picture(tmp_path / "c.png", [unknown]))
 
 
-def test_attention_picture(tmp_path):
-    rng = np.random.default_rng(0)
-    frames = rng.integers(0, 256, (5, 32, 32, 3), dtype=np.uint8)
-    maps = {f"stage {k}": rng.normal(size=(5, 8, 8, 5)) for k in (1, 2)}
-    several = size(pictures.attention_picture(tmp_path / "a.png", frames, maps))
-    seconds = size(pictures.attention_picture(tmp_path / "b.png", frames, {"stage 1": maps["stage 1"]}))
-    assert seconds[1] > several[1]  # five seconds of sound, two stages
-    with pytest.raises(InputError, match="stage 1"):
-        pictures.attention_picture(tmp_path / "c.png", frames, {"stage 1": np.zeros((4, 8, 8, 5))})
-
-
 def test_curves_picture(tmp_path):
     path = tmp_path / "metrics.jsonl"
     lines = [{"step": n, "loss": 1 / n, "lr": 0.1, "grad_norm": 1.0} for n in range(1, 9)] + [

@@ -1,0 +1,1 @@
+"""What `python -m avs_jax.explain` is made of."""
