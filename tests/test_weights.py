@@ -64,7 +64,8 @@ def small():
 # --- there and back --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", [n for n in inspection.ENCODERS if n not in ("pvt_v2_b3", "pvt_v2_b4")])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet101", "vggish",
+                                  *(f"pvt_v2_b{i}" for i in (0, 1, 2, 5))])  # fmt: skip
 def test_every_encoder_there_and_back(name):
     options = {"width": 2, "hidden": 8} if name == "vggish" else {"width": 4}
     encoder = avs_jax.create_encoder(name, **options)
@@ -101,6 +102,12 @@ def test_public_files_are_recognised_and_fit_exactly(name, flags):
     assert candidate.flags == flags and not match.faults, match.text()
     assert set(match.used) | set(match.ignored) == set(state_dict)
     assert all(key.startswith(("fc.", "head.")) for key in match.ignored)
+
+
+def test_the_deep_stem_is_recognised():
+    shapes = shapes_of(avs_jax.create_encoder("resnet50", stem="deep"))
+    candidate, match = inspection.best_fit({k: np.broadcast_to(np.float32(0), v) for k, v in shapes.items()})
+    assert candidate.flags == "--encoder resnet50 --options stem=deep" and not match.faults
 
 
 def test_parts_of_the_method_are_recognised():

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from avs_jax.errors import InputError
-from avs_jax.methods import create
+from avs_jax.methods import create, tpavi
 from avs_jax.models.encoders import ENCODERS, create_encoder
 from avs_jax.models.torch_keys import Rule
 from avs_jax.weights import matching
@@ -39,14 +39,11 @@ class Candidate:
     build: Callable
 
     @classmethod
-    def encoder(cls, name: str) -> "Candidate":
-        return cls(f"encoder {name}", f"--encoder {name}", functools.partial(create_encoder, name))
-
-    @classmethod
-    def method(cls, name: str, words: str = "", **options) -> "Candidate":
+    def of(cls, kind: str, name: str, words: str = "", **options) -> "Candidate":
         text = ",".join(f"{k}={str(v).replace(' ', '')}" for k, v in options.items())
-        flags = f"--method {name} --options {text}"
-        return cls(f"method {name} with {text}{words}", flags, functools.partial(create, name, **options))
+        named, flags = (f" with {text}", f" --options {text}") if options else ("", "")
+        build = {"encoder": create_encoder, "method": create}[kind]
+        return cls(f"{kind} {name}{named}{words}", f"--{kind} {name}{flags}", functools.partial(build, name, **options))
 
 
 def summary(path: Path, contents: Contents) -> str:
@@ -109,8 +106,11 @@ def needed_by(state_dict, table) -> Callable[[Rule], bool]:
 def candidates(keys) -> Iterator[Candidate]:
     """The known models that a file with these keys may be of."""
     for name in ENCODERS:
-        if name != "resnet10":  # ours alone: no public file
-            yield Candidate.encoder(name)
+        if not name.endswith("resnet10"):  # ours alone: no public file
+            yield Candidate.of("encoder", name)
+    if "conv1.0.weight" in keys:
+        for name in ("resnet50", "resnet101"):
+            yield Candidate.of("encoder", name, stem="deep")
     if not any(key.startswith(_TPAVI_KEYS) for key in keys):
         return
     stages = sorted({int(key[7]) - 1 for key in keys if re.match(r"tpavi_b[1-4]\.", key)})
@@ -122,10 +122,10 @@ def candidates(keys) -> Iterator[Candidate]:
         options["fusion"] = "no_projection" if "norm_layer" in parts else "add"
     if stages and stages != [0, 1, 2, 3]:
         options["tpavi_stages"] = stages
-    backbones = [name for name in ENCODERS if name not in ("resnet10", "vggish")]
+    backbones = [name for name in tpavi.BACKBONES if name != "resnet10"]
     for setting, backbone in itertools.product(("ms3", "avss"), backbones):
         words = " (or setting=s4: the same network)" if setting == "ms3" else ""
-        yield Candidate.method("tpavi", words, setting=setting, backbone=backbone, **options)
+        yield Candidate.of("method", "tpavi", words, setting=setting, backbone=backbone, **options)
 
 
 def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.Match] | None:

@@ -67,7 +67,7 @@ class Match:
             return "The audio encoder has a file of its own (vggish-10086976.pth): give both, or partial=True."
         return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
 
-    def require(self, where: object = "weights", *, partial: bool = False, hint: str = "") -> None:
+    def require(self, where: object = "weights", *, partial: bool = False, expected: str = "", hint: str = "") -> None:
         """Raises the report where there are faults (`partial`: other than missing keys), or nothing fits at all.
 
         Raises:
@@ -77,9 +77,9 @@ class Match:
         if not text and partial and not set(self.used) & {r.key for r in live(self.table)}:
             text = "no key of this model"
         if text:
-            lines = text if "\n" not in text else "\n" + text + "\n"
-            raise InputError(where, expected=f"the {len(self.table.rules)} public keys of this model", found=lines,
-                             hint=hint or self.hint(partial))  # fmt: skip
+            lines = text if "\n" not in text else f"\n{text}\n"
+            expected = expected or f"the {len(self.table.rules)} public keys of this model"
+            raise InputError(where, expected=expected, found=lines, hint=hint or self.hint(partial))
 
 
 def is_audio(rule: Rule) -> bool:

@@ -63,7 +63,7 @@ def _load_method(method, variables, path: Path) -> tuple[dict, bool]:
     state_dict = matching.merge([read(path)], table, where)
     has_audio = any(matching.is_audio(rule) and rule.key in state_dict for rule in matching.live(table))
     match = matching.compare(state_dict, table, variables, lambda rule: has_audio or not matching.is_audio(rule))
-    match.require(where, hint=_hint(match, method, "method"))
+    match.require(where, hint=_hint(match, method, "method", path))
     return _filled(variables, table, state_dict), has_audio
 
 
@@ -73,15 +73,19 @@ def _load_part(method, variables, path: Path, part: str) -> dict:
     table = table_of(method)
     state_dict = matching.merge([read(path)], table, where)
     match = matching.compare(state_dict, table, variables, lambda rule: rule.path[0] == part)
-    match.require(where, hint=_hint(match, method, part))
+    expected = f"the public keys of the {'image' if part == 'encoder' else part} encoder, and no others"
+    match.require(where, expected=expected, hint=_hint(match, method, part, path))
     return _filled(variables, table, state_dict)
 
 
-def _hint(match, method, part: str) -> str:
+def _hint(match, method, part: str, path: Path) -> str:
+    if match.prefix:
+        return match.hint()
     if part != "method" and match.foreign and not match.missing:
         return f"It holds more than the {part} encoder: give a method's checkpoint as {SECTION}.method."
     options = ", ".join(f"{k}={method.options[k]}" for k in ("setting", "backbone") if k in method.options)
-    return match.hint() if match.prefix else f"Does it fit {method.name} with {options}? {match.hint()}"
+    return (f"The config has {method.name} with {options}; `python -m avs_jax.weights inspect {path}` says what the "
+            "file fits.")  # fmt: skip
 
 
 def _filled(variables, table, state_dict) -> dict:
