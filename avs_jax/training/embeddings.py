@@ -23,6 +23,7 @@ from avs_jax.training.embedding_cache import Shards, SoundFiles, origin
 
 WINDOWS = 60  # of sound, in one batch: as fast per window as larger ones on a CPU
 PART = 256  # clips after which what is computed is written: a kill loses no more
+SHOWN_AFTER = 1.0  # seconds: shorter waits need no progress bar
 
 
 def embedder(config, method, trainable, example) -> "Embedder | None":
@@ -215,7 +216,7 @@ def _bar(items, title: str, total: int):
 
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(items, title, total, unit="clip", leave=False, disable=jax.process_index() != 0, file=sys.stderr,
-                delay=1.0, mininterval=interval, dynamic_ncols=True)  # fmt: skip
+                delay=SHOWN_AFTER, mininterval=interval, dynamic_ncols=True)  # fmt: skip
 
 
 def _say(text: str) -> None:
