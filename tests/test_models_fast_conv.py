@@ -30,6 +30,12 @@ def test_3x3(n, h, w, c, d):
     compare(fast_conv.conv3x3, xla, (image((n, h, w, c), 0), image((3, 3, c, d), 1)))
 
 
+@pytest.mark.parametrize("h, w, dilation", [(9, 7, 2), (5, 8, 6), (3, 2, 4)])  # taps wholly in the padding
+def test_dilated_3x3(h, w, dilation):
+    xla = lambda x, k: fast_conv._conv(x, k, 1, dilation, dilation)  # noqa: E731
+    compare(lambda x, k: fast_conv.conv3x3(x, k, dilation), xla, (image((2, h, w, 3), 0), image((3, 3, 3, 4), 1)))
+
+
 @pytest.mark.parametrize("h, w", [(2, 2), (1, 3)])
 def test_3x3_over_tiny_maps(h, w):
     xla = lambda x, k: fast_conv._conv(x, k, 1, 1, 1)  # noqa: E731
@@ -70,7 +76,8 @@ def test_the_form_follows_the_platform(monkeypatch, cpu):
     )
     assert ("conv_general_dilated" not in products) == cpu
     assert not form(lambda x, k: fast_conv.conv2d(x, k, 2, 1), large, kernel)
-    assert not form(lambda x, k: fast_conv.conv2d(x, k, 1, 2, 2), large, kernel)
+    assert form(lambda x, k: fast_conv.conv2d(x, k, 1, 2, 2), large, kernel) == cpu
+    assert not form(lambda x, k: fast_conv.conv2d(x, k, 1, 1, 2), large, kernel)
     wide = jnp.zeros((3, 3, fast_conv.WIDE, 4))
     assert form(lambda x, k: fast_conv.dilated_sum(x, [k], [1]), jnp.zeros((1, 8, 8, fast_conv.WIDE)), wide) == cpu
     assert not form(lambda x, k: fast_conv.dilated_sum(x, [k], [1]), small, kernel)
