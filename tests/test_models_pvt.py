@@ -15,6 +15,7 @@ from avs_jax.models import depthwise
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders import pvt as module
 from avs_jax.models.initialise import initialise
+from avs_jax.models.layers import stochastic_depth
 from avs_jax.weights import load_torch, to_torch
 
 TAPS = {  # golden tap -> module whose output it is
@@ -159,10 +160,9 @@ def tiny(one_block):
     return encoder, initialise(encoder, jax.random.key(0), encoder.example_input())
 
 
-def test_stochastic_depth_draws(one_block):
+def test_stochastic_depth_draws():
     """Rates from 0 to the given one, each branch of each image by itself, scaled to keep the mean."""
-    encoder = module.PVT(one_block, drop_path=0.3)
-    keep = np.asarray(encoder.apply({}, 4000, method="_keep", rngs={"dropout": jax.random.key(1)}))
+    keep = np.asarray(stochastic_depth(jax.random.key(1), 0.3, 4, 4000))
     assert keep.shape == (4, 2, 4000)
     for rate, rows in zip((0, 0.1, 0.2, 0.3), keep, strict=True):
         np.testing.assert_allclose(rows[rows > 0], 1 / (1 - rate), rtol=1e-6)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -86,11 +87,13 @@ class BatchNorm(nn.Module):
     Args:
       momentum: weight of the old running value (1 - PyTorch's momentum).
       scale_init: initialiser of the scale.
+      frozen: always normalise with the running statistics and never update them; no gradient reaches scale and bias.
     """
 
     momentum: float = 0.9
     eps: float = BN_EPS
     scale_init: Callable = nn.initializers.ones
+    frozen: bool = False
 
     @nn.compact
     def __call__(self, x, train: bool = False):
@@ -99,6 +102,8 @@ class BatchNorm(nn.Module):
         running_var = self.variable("batch_stats", "var", jnp.ones, (c,), jnp.float32)
         scale = self.param("scale", self.scale_init, (c,))
         bias = self.param("bias", nn.initializers.zeros, (c,))
+        if self.frozen:
+            scale, bias, train = lax.stop_gradient(scale), lax.stop_gradient(bias), False
         wide_x = x.astype(wide(x.dtype))
         if train:
             n = x.size // c
@@ -134,6 +139,16 @@ class LayerNorm(nn.Module):
 def inverse_sqrt(x):
     """1 / sqrt(x), correctly rounded twice; a CPU's rsqrt is an approximation, some ulp off."""
     return 1.0 / jnp.sqrt(x)
+
+
+def stochastic_depth(rng, rate: float, blocks: int, samples: int):
+    """What multiplies the two branches of every block, (blocks, 2, samples): 0 where a branch is dropped, else one over
+    the chance of keeping it. The chance of dropping grows linearly from 0 in the first block to `rate` in the last.
+
+    Huang et al., Deep networks with stochastic depth, ECCV 2016.
+    """
+    kept = 1 - jnp.linspace(0.0, rate, blocks)[:, None, None]
+    return jnp.where(jax.random.uniform(rng, (blocks, 2, samples)) < kept, 1 / kept, 0.0)
 
 
 def max_pool(x, window: int, stride: int, padding: int = 0):

@@ -19,6 +19,7 @@ class Rule:
         "pointwise" (out, in, 1, 1, 1) -> (in, out); "count" an int64 scalar.
       like: for "unused": the public key whose value is written when none was loaded.
       shape: for "unused": the public shape (zeros are written when neither a value nor `like` is there).
+      optional: files may lack it, with all the other optional ones; it is then left at its initial value.
     """
 
     key: str
@@ -27,6 +28,7 @@ class Rule:
     layout: str = "same"
     like: str = ""
     shape: tuple[int, ...] = ()
+    optional: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,11 +39,15 @@ class Table:
       rules: one per public key.
       aliases: another public name of a key -> the keys it stands for (ImageNet names of an encoder's weights).
       ignored: prefixes of keys that other files carry and this model has no use for (classifier heads).
+      namings: other ways to name all keys, where a key may mean another thing than in `rules`: a key that only one such
+        way has -> {key in that way: key in `rules`, or among `aliases` or `ignored`}. A file that has the first is read
+        by the second.
     """
 
     rules: tuple[Rule, ...]
     aliases: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     ignored: tuple[str, ...] = ()
+    namings: Mapping[str, Mapping[str, str]] = dataclasses.field(default_factory=dict)
 
 
 def conv(key: str, path: tuple[str, ...], bias: bool = True, layout: str = "conv") -> list[Rule]:

@@ -42,7 +42,7 @@ def load_torch(model, weights, partial: bool = False) -> dict:
     variables = jax.eval_shape(lambda: initial(model))
     match = matching.compare(state_dict, table, variables)
     match.require(partial=partial)
-    if match.missing:
+    if any(rule.key not in state_dict for rule in matching.live(table)):
         variables = jax.tree.map(np.asarray, jax.jit(lambda: initial(model))())
     return fill(variables, table, state_dict)
 

@@ -101,7 +101,8 @@ def merge(state_dicts: Sequence[Mapping[str, np.ndarray]], table: Table, where: 
     merged, twice = {}, []
     known = {rule.key for rule in table.rules}
     for state_dict in state_dicts:
-        for key, value in state_dict.items():
+        naming = next((names for mark, names in table.namings.items() if mark in state_dict), {})
+        for key, value in ((naming.get(key, key), value) for key, value in state_dict.items()):
             for name in (key,) if key in known else table.aliases.get(key, (key,)):
                 if name in merged:
                     twice.append(name)
@@ -122,7 +123,8 @@ def compare(state_dict, table: Table, variables, needed: Callable[[Rule], bool] 
     """
     rules = {rule.key: rule for rule in table.rules}
     used = tuple(k for k in state_dict if k in rules)
-    missing = tuple(r.key for r in live(table) if needed(r) and r.key not in state_dict)
+    whole = any(r.optional and r.key in state_dict for r in table.rules)  # optional keys come together or not at all
+    missing = tuple(r.key for r in live(table) if needed(r) and r.key not in state_dict and (whole or not r.optional))
     foreign = tuple(k for k in used if rules[k].collection != "unused" and not needed(rules[k]))
     others = [k for k in state_dict if k not in rules]
     ignored = tuple(k for k in others if k.startswith(table.ignored))

@@ -8,6 +8,13 @@ from avs_jax.errors import InputError, nearest
 ENCODERS = {  # name: (module, class, options the name fixes)
     **{name: ("resnet", "ResNet", {"size": name}) for name in ("resnet10", "resnet18", "resnet50", "resnet101")},
     **{f"pvt_v2_b{i}": ("pvt", "PVT", {"size": f"pvt_v2_b{i}"}) for i in range(6)},
+    **{
+        name: ("swin", "Swin", {"size": name})
+        for name in (
+            *(f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")),
+            *(f"swin_{size}_patch4_window12_384" for size in ("base", "large")),
+        )
+    },
     **{f"audio_{name}": ("audio_resnet", "AudioResNet", {"size": name}) for name in ("resnet10", "resnet18")},
     "hrnet_w48": ("hrnet", "HRNet", {}),
     "vggish": ("vggish", "VGGish", {}),
@@ -25,7 +32,8 @@ def create_encoder(name: str, **options):
 
     Args:
       name: "resnet10", "resnet18", "resnet50", "resnet101", "pvt_v2_b0" ... "pvt_v2_b5", "hrnet_w48",
-        "vggish", "audio_resnet10" or "audio_resnet18".
+        "swin_tiny_patch4_window7_224", "swin_small_...", "swin_base_...", "swin_large_...",
+        "swin_base_patch4_window12_384", "swin_large_...", "vggish", "audio_resnet10" or "audio_resnet18".
       **options: the module's own fields, e.g. `width`, `dtype`.
     Raises:
       InputError: an unknown encoder or option, naming the nearest valid one.

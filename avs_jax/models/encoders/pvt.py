@@ -13,7 +13,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.depthwise import depthwise
 from avs_jax.models.initialise import Random, he_normal
-from avs_jax.models.layers import Conv, LayerNorm, wide
+from avs_jax.models.layers import Conv, LayerNorm, stochastic_depth, wide
 
 SIZES = {  # name: (blocks per stage, MLP ratios, channels of one head)
     "pvt_v2_b0": ((2, 2, 2, 2), (8, 8, 4, 4), 32),
@@ -169,7 +169,9 @@ class PVT(nn.Module):
     @nn.compact
     def __call__(self, images, train: bool = False):
         depths, ratios, _ = SIZES[self.size]
-        keep = self._keep(images.shape[0]) if train and self.drop_path else [None] * sum(depths)
+        keep = [None] * sum(depths)
+        if train and self.drop_path:
+            keep = stochastic_depth(self.make_rng("dropout"), self.drop_path, sum(depths), images.shape[0])
         x, maps, number = images, [], 0
         for i, (kernel, stride) in enumerate(PATCHES):
             fan_out = kernel * kernel * self.channels[i]
@@ -184,13 +186,6 @@ class PVT(nn.Module):
             x = LayerNorm(BLOCK_EPS, name=f"norm{i + 1}")(x)
             maps.append(x.astype(self.dtype))
         return tuple(maps)
-
-    def _keep(self, samples: int):
-        """(blocks, 2, samples): 0 where a branch is dropped, else one over the chance of keeping it."""
-        blocks = sum(SIZES[self.size][0])
-        kept = 1 - jnp.linspace(0.0, self.drop_path, blocks)[:, None, None]
-        draw = jax.random.uniform(self.make_rng("dropout"), (blocks, 2, samples))
-        return jnp.where(draw < kept, 1 / kept, 0.0)
 
     def example_input(self):
         return jnp.zeros((1, 32, 32, 3), jnp.float32)

@@ -37,6 +37,7 @@ class Block(nn.Module):
     stride: int = 1
     dilation: int = 1  # of the 3x3 convolutions
     project: bool = False  # a strided 1x1 convolution and BatchNorm on the shortcut
+    frozen_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
@@ -48,12 +49,12 @@ class Block(nn.Module):
         y = x
         for i, (features, kernel, stride, dilation) in enumerate(layout, 1):
             y = conv(features, kernel, stride, self.dtype, f"conv{i}", dilation)(y)
-            y = BatchNorm(name=f"bn{i}")(y, train)
+            y = BatchNorm(frozen=self.frozen_norm, name=f"bn{i}")(y, train)
             if i < len(layout):
                 y = jax.nn.relu(y)
         if self.project:
             x = conv(layout[-1][0], 1, self.stride, self.dtype, "shortcut_conv")(x)
-            x = BatchNorm(name="shortcut_bn")(x, train)
+            x = BatchNorm(frozen=self.frozen_norm, name="shortcut_bn")(x, train)
         return jax.nn.relu(x + y)
 
 
@@ -82,11 +83,11 @@ def blocks(size: str, width: int, inputs: int, output_stride: int = 32, multi_gr
             channels = out
 
 
-def residual_layers(x, specs: Sequence, dtype, train: bool) -> tuple:
+def residual_layers(x, specs: Sequence, dtype, train: bool, frozen_norm: bool = False) -> tuple:
     """The outputs of the layers, for `blocks` given as a list; call it inside a compact method."""
     maps = {}
     for i, j, block in specs:
-        maps[i] = x = Block(**block, dtype=dtype, name=f"layer{i}_{j}")(x, train)
+        maps[i] = x = Block(**block, frozen_norm=frozen_norm, dtype=dtype, name=f"layer{i}_{j}")(x, train)
     return tuple(maps.values())
 
 
@@ -115,6 +116,8 @@ class ResNet(nn.Module):
         (torchvision has it for the bottleneck sizes alone; here both 3x3 convolutions of a basic block are dilated.)
       multi_grid: dilations 2, 4, 8 in the blocks of layer4; needs an output stride of 16 or 8 (TorchSeg, CAVP).
       stem: "plain", one 7x7 convolution; "deep", three 3x3 ones, the last of twice the width (TorchSeg, CAVP).
+      frozen_norm: every BatchNorm normalises with its running statistics, also in training, and never changes: no
+        update of the statistics, no gradient to scale and bias (DETR, Mask2Former).
       input_channels: of the images.
       dtype: compute dtype.
     Call:
@@ -131,6 +134,7 @@ class ResNet(nn.Module):
     output_stride: int = 32
     multi_grid: bool = False
     stem: str = "plain"
+    frozen_norm: bool = False
     input_channels: int = 3
     dtype: Any = jnp.float32
 
@@ -160,15 +164,15 @@ class ResNet(nn.Module):
         if images.shape[-1] != self.input_channels:
             raise InputError("images", expected=f"(N, H, W, {self.input_channels})", found=str(images.shape))
         x = self._stem(images.astype(self.dtype), train)
-        x = jax.nn.relu(BatchNorm(name="bn1")(x, train))
-        return residual_layers(max_pool(x, 3, 2, 1), self._blocks(), self.dtype, train)
+        x = jax.nn.relu(BatchNorm(frozen=self.frozen_norm, name="bn1")(x, train))
+        return residual_layers(max_pool(x, 3, 2, 1), self._blocks(), self.dtype, train, self.frozen_norm)
 
     def _stem(self, x, train):
         if self.stem == "plain":
             return conv(self.width, 7, 2, self.dtype, "conv1")(x)
         for i in range(2):
             x = conv(self.width, 3, 2 if i == 0 else 1, self.dtype, f"stem_conv{i}")(x)
-            x = jax.nn.relu(BatchNorm(name=f"stem_bn{i}")(x, train))
+            x = jax.nn.relu(BatchNorm(frozen=self.frozen_norm, name=f"stem_bn{i}")(x, train))
         return conv(2 * self.width, 3, 1, self.dtype, "stem_conv2")(x)
 
     def _blocks(self) -> list:
