@@ -15,6 +15,7 @@ from avs_jax.losses.bce import masked_bce
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.losses.dice import soft_dice
 from avs_jax.methods import Method, Prediction
+from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, training_mask
 from avs_jax.models import torch_keys
 from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
@@ -23,13 +24,11 @@ from avs_jax.models.fusion import tpavi
 from avs_jax.models.initialise import initialise
 from avs_jax.models.layers import wide
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 CLASSES = {"s4": 2, "ms3": 2, "avss": 71}  # with background
 AVM = {"s4": "none", "ms3": "av", "avss": "av"}  # what "auto" stands for: the public scripts' choices
 ATTEND = {"clip": None, "halves": 5, "frame": 1}  # frames that attend to each other; None = all of the clip
 BACKBONES = ("resnet10", "resnet18", "resnet50", "resnet101", *(f"pvt_v2_b{i}" for i in range(6)))
 EXAMPLE = (96, 64)  # one second of sound as VGGish hears it: time by frequency band
-IGNORE = 255
 
 
 class Output(NamedTuple):
@@ -376,27 +375,6 @@ def make_objective(network: Network, options: Mapping[str, Any]):
     return objective
 
 
-def normalise(frames, present=None):
-    """uint8 RGB -> float32 with ImageNet's mean and deviation; float32 passes, being normalised already.
-
-    Frames that are not `present` (B, T) become zero, as AVSS's public code fills them.
-    """
-    if frames.dtype != jnp.uint8:
-        images = frames.astype(wide(frames.dtype))
-    else:
-        images = (frames.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)
-    return images if present is None else images * present[:, :, None, None, None]
-
-
-def training_mask(batch):
-    """(B, T, H, W) bool: pixels of labelled frames of real clips that are not marked to be ignored."""
-    labels = jnp.asarray(batch["labels"])
-    mask = (labels != IGNORE) & jnp.asarray(batch["labelled"])[:, :, None, None]
-    if "valid" in batch:
-        mask = mask & jnp.asarray(batch["valid"])[:, None, None, None]
-    return mask
-
-
 def inputs_of(batch, network: Network):
     """(frames, audio or None, present as float32 or None) of a batch, checked.
 
@@ -404,16 +382,7 @@ def inputs_of(batch, network: Network):
       InputError: a missing field or a wrong shape, named.
     """
 
-    def fail(field, expected, found):
-        raise InputError(f"batch field '{field}'", expected=expected, found=found)
-
-    if "frames" not in batch:
-        fail("frames", "to be present", "fields " + ", ".join(sorted(batch)))
-    frames = batch["frames"]
-    if np.ndim(frames) != 5 or np.shape(frames)[-1] != 3:
-        fail("frames", "(B, T, H, W, 3)", str(np.shape(frames)))
-    if frames.dtype != np.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
-        fail("frames", "uint8 RGB, or floats already normalised", str(frames.dtype))
+    frames = checked_frames(batch)
     b, t, h, w, _ = frames.shape
     if h % 32 or w % 32 or not h or not w:
         fail("frames", "height and width that are multiples of 32", f"{h} x {w}")

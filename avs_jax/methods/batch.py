@@ -1,0 +1,52 @@
+"""What methods share in reading a batch: pixels to numbers, which of them count, and clear words on what is missing."""
+
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.errors import InputError
+from avs_jax.models.layers import wide
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
+IGNORE = 255
+
+
+def fail(field: str, expected: str, found: str):
+    """Raises the InputError that names a batch's field."""
+    raise InputError(f"batch field '{field}'", expected=expected, found=found)
+
+
+def checked_frames(batch):
+    """The batch's `frames` (B, T, H, W, 3), uint8 or floats already normalised.
+
+    Raises:
+      InputError: missing, or of another shape or dtype.
+    """
+    if "frames" not in batch:
+        fail("frames", "to be present", "fields " + ", ".join(sorted(batch)))
+    frames = batch["frames"]
+    if np.ndim(frames) != 5 or np.shape(frames)[-1] != 3:
+        fail("frames", "(B, T, H, W, 3)", str(np.shape(frames)))
+    if frames.dtype != np.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
+        fail("frames", "uint8 RGB, or floats already normalised", str(frames.dtype))
+    return frames
+
+
+def normalise(frames, present=None):
+    """uint8 RGB -> float32 with ImageNet's mean and deviation; float32 passes, being normalised already.
+
+    Frames that are not `present` (B, T) become zero, as AVSS's public code fills them.
+    """
+    if frames.dtype != jnp.uint8:
+        images = frames.astype(wide(frames.dtype))
+    else:
+        images = (frames.astype(jnp.float32) / 255 - jnp.asarray(MEAN)) / jnp.asarray(STD)
+    return images if present is None else images * present[:, :, None, None, None]
+
+
+def training_mask(batch):
+    """(B, T, H, W) bool: pixels of labelled frames of real clips that are not marked to be ignored."""
+    labels = jnp.asarray(batch["labels"])
+    mask = (labels != IGNORE) & jnp.asarray(batch["labelled"])[:, :, None, None]
+    if "valid" in batch:
+        mask = mask & jnp.asarray(batch["valid"])[:, None, None, None]
+    return mask
