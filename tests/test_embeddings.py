@@ -30,6 +30,8 @@ from avs_jax.train import train
 from avs_jax.training import build, embedding_cache, embeddings, optimizer
 from avs_jax.training.embedding_cache import SoundFiles
 from avs_jax.training.embeddings import Embedder, Encoder
+from avs_jax.training.state import TrainState
+from avs_jax.training.step import make_train_step
 
 CLIPS = 7
 
@@ -530,6 +532,21 @@ def test_runs_share_embeddings_and_resume_to_the_same_bits(tmp_path, counts, cap
     for a, b in zip(jax.tree.leaves(whole.state.params), jax.tree.leaves(heard.state.params), strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
     assert heard.figures == pytest.approx(whole.figures, nan_ok=True)
+
+
+def test_a_step_leaves_every_bit_of_the_encoder(method):
+    c = recipe("", optimizer__ema=0.5, optimizer__weight_decay=0.1, optimizer__clip_norm=1.0)
+    variables = method.init(jax.random.key(0))
+    variables["params"]["audio"]["out"] = variables["params"]["audio"]["out"].at[0].set(-0.0)
+    before = [np.array(x) for x in jax.tree.leaves(variables["params"])]
+    labels = method.param_groups(variables["params"])
+    tx, trainable = optimizer.make_optimizer(c.optimizer, labels, 10), optimizer.trainable(c.optimizer, labels)
+    rate = optimizer.learning_rate(c.optimizer, 10)
+    step = jax.jit(make_train_step(method, tx, trainable=trainable, learning_rate=rate, seed=0, ema=0.5))
+    state, _ = step(TrainState.create(variables, tx, ema=True), build.example_batch(build.build_source(c, "train")))
+    for tree in (state.params, state.ema):
+        same = [np.asarray(a).tobytes() == b.tobytes() for a, b in zip(jax.tree.leaves(tree), before, strict=True)]
+        assert same == jax.tree.leaves(jax.tree.map(lambda t: not t, trainable)) and len(set(same)) == 2
 
 
 def test_a_short_run_embeds_what_it_needs(tmp_path, counts):

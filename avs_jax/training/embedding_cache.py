@@ -125,7 +125,7 @@ class Shards:
     """
 
     def __init__(self, folder: Path, shape: tuple[int, ...]):
-        self._folder, self._written = folder, []
+        self._folder, self._parts = folder, {}
         self._dtype = np.dtype([("key", "V32"), ("embedding", "<f4", shape)])
 
     def read(self) -> dict[bytes, np.ndarray]:
@@ -163,21 +163,19 @@ class Shards:
         content = file.getvalue()
         path = self._folder / f"{_checksum(content)}.npy"
         write_whole(path, content)
-        self._written.append(path)
+        self._parts[path] = embeddings
 
     def merge(self) -> None:
-        """Puts the files that this object has written into one.
+        """Puts what this object has written into one file.
 
         Raises:
           OSError: it cannot be written.
         """
-        if len(self._written) > 1:
-            parts = self._written
-            rows = np.concatenate([self._rows(path) for path in parts])
-            self._written = []
-            self.add({row["key"].tobytes(): row["embedding"] for row in rows})
-            for path in set(parts) - set(self._written):
-                path.unlink(missing_ok=True)
+        if len(self._parts) > 1:
+            parts, self._parts = self._parts, {}
+            self.add({key: embedding for part in parts.values() for key, embedding in part.items()})
+            for path in parts.keys() - self._parts.keys():
+                path.unlink(missing_ok=True)  # another run may have written the same, and put it together first
 
     def _rows(self, path: Path) -> np.ndarray:
         content = path.read_bytes()

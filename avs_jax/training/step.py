@@ -30,7 +30,9 @@ def make_train_step(method, optimizer, *, trainable, learning_rate: Callable, se
         (loss, (model_state, metrics)), grads = loss_and_grad(state.params, state.model_state, batch, rng, state.step)
         grads = jax.tree.map(lambda g, t: g if t else jnp.zeros_like(g), grads, trainable)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        moved = optax.apply_updates(state.params, updates)
+        # Frozen ones pass as they are: adding zero would turn their -0 into 0, and copy them in every step.
+        params = jax.tree.map(lambda new, old, t: new if t else old, moved, state.params, trainable)
         grad_norm = optax.tree.norm(grads)
 
         # A step that is not finite leaves everything as it was, and so do all after it: no host has to look meanwhile.
@@ -39,8 +41,9 @@ def make_train_step(method, optimizer, *, trainable, learning_rate: Callable, se
         new = state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state)
         if ema:
             averaged = optax.incremental_update(params, state.ema, 1 - ema)  # of frozen ones: themselves, unrounded
-            new = new.replace(ema=jax.tree.map(lambda a, p, t: a if t else p, averaged, params, trainable))
-        new = jax.tree.map(lambda a, b: jnp.where(bad_step < 0, a, b), new, state).replace(bad_step=bad_step)
+            new = new.replace(ema=jax.tree.map(lambda a, old, t: a if t else old, averaged, state.ema, trainable))
+        kept = jax.tree.map(lambda a, b: a if a is b else jnp.where(bad_step < 0, a, b), new, state)
+        new = kept.replace(bad_step=bad_step)
 
         norms = {"grad_norm": grad_norm, "update_norm": optax.tree.norm(updates), "param_norm": optax.tree.norm(params)}
         return new, {**metrics, "loss": loss, **norms, "lr": learning_rate(state.step), "bad_step": bad_step}
