@@ -1,0 +1,205 @@
+"""What a table is made of: the runs, the paper's figures, and which run answers which figure."""
+
+import dataclasses
+import hashlib
+import json
+import runpy
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from avs_jax.errors import InputError, nearest
+
+ROOT = Path(__file__).resolve().parent.parent
+DATASETS, SCALES = ("avsbench", "synthetic"), ("full", "tiny")
+# Fields of a config that change neither what is learnt nor what is measured: a run is the same run without them.
+INCIDENTAL = ("data.root", "pretrained.folder", "checkpoint", "log", "eval.report", "eval.batch_size",
+              *(f"loader.{x}" for x in ("workers", "threads", "prefetch", "cache", "embeddings")))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training, with any seed.
+
+    Attributes:
+      name: of its folder and in reports; of runs with the same recipe, the first one's is used.
+      recipe: the config file, from the repository's root; its arguments include `dataset` and `scale`.
+      arguments: of the recipe: name -> value.
+      start: the run whose best checkpoint it starts from.
+    """
+
+    name: str
+    recipe: str
+    arguments: Mapping[str, Any] = dataclasses.field(hash=False)
+    start: "Run | None" = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One figure of a table.
+
+    Attributes:
+      paper: as printed there, in the table's unit; None where the paper has none.
+      run: the run that answers it; None for a system that is not here.
+      figure: "miou" (printed in percent) or "fscore", of the test split.
+    """
+
+    paper: float | None
+    run: Run | None = None
+    figure: str = "miou"
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """A table of a paper.
+
+    Attributes:
+      name: of its files.
+      title: what it shows, and where in which paper.
+      head: of the first column.
+      columns: heads of the others.
+      rows: label -> one cell per column.
+      notes: what a reader must know to compare, a sentence each.
+    """
+
+    name: str
+    title: str
+    head: str
+    columns: Sequence[str]
+    rows: Mapping[str, Sequence[Cell]]
+    notes: Sequence[str] = ()
+
+    def __post_init__(self):
+        for label, cells in self.rows.items():
+            if len(cells) != len(self.columns):
+                raise ValueError(f"row {label!r} has {len(cells)} cells for {len(self.columns)} columns")
+
+    def cells(self) -> Iterator[tuple[str, str, Cell]]:
+        """(row, column, cell), row by row."""
+        for label, cells in self.rows.items():
+            yield from ((label, column, cell) for column, cell in zip(self.columns, cells, strict=True))
+
+    def runs(self) -> list[Run]:
+        """Its runs and those they start from, each once, in an order in which they can be trained."""
+        found: list[Run] = []
+
+        def add(run):
+            if run is not None and run not in found:
+                add(run.start)
+                found.append(run)
+
+        for _, _, cell in self.cells():
+            add(cell.run)
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class Setup:
+    """On what, how large and with what changes a table's runs are trained.
+
+    Attributes:
+      dataset: "avsbench", or "synthetic": the embedded one.
+      scale: "full": the paper's recipe; "tiny": minutes on a CPU.
+      root: folder of AVSBench.
+      overrides: config field, as in "optimizer.lr" -> value, for every run.
+    Raises:
+      InputError: another data set or scale.
+    """
+
+    dataset: str = "avsbench"
+    scale: str = "full"
+    root: str = "avsbench_data"
+    overrides: tuple[tuple[str, Any], ...] = ()
+
+    def __post_init__(self):
+        for name, valid in (("dataset", DATASETS), ("scale", SCALES)):
+            value = getattr(self, name)
+            if value not in valid:
+                raise InputError(f"--{name}", expected=" or ".join(valid), found=repr(value),
+                                 hint=nearest(value, valid))  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A run with a seed and all that follows from its setup.
+
+    Attributes:
+      run, seed: what and which.
+      config: the resolved one; `pretrained.method` is filled in when `start` is trained.
+      start: the job of `run.start`, or None.
+      key: eight hexadecimal digits: others for another recipe, setup, seed or start.
+    """
+
+    run: Run
+    seed: int
+    config: Any
+    start: "Job | None"
+    key: str
+
+    @property
+    def folder(self) -> str:
+        """Name of its folder."""
+        return f"{self.run.name}-seed{self.seed}-{self.key}"
+
+
+def job_of(run: Run, setup: Setup, seed: int) -> Job:
+    """Resolves a run's config.
+
+    Raises:
+      InputError: a recipe, argument or override that does not exist.
+    """
+    start = job_of(run.start, setup, seed) if run.start else None
+    config = config_of(run, setup, seed)
+    if start:
+        config.tagging.steps = 0  # the audio encoder has been taught when it starts
+    return Job(run, seed, config, start, _key(config, start.key if start else ""))
+
+
+def config_of(run: Run, setup: Setup, seed: int):
+    """The run's config, with the setup's overrides.
+
+    Raises:
+      InputError: see `job_of`.
+    """
+    arguments = {**run.arguments, "dataset": setup.dataset, "scale": setup.scale}
+    text = ",".join(f"{name}={value}" for name, value in arguments.items())
+    config = runpy.run_path(str(ROOT / run.recipe))["get_config"](text)
+    config.seed = seed
+    if setup.dataset == "avsbench":
+        config.data.root = setup.root
+    changed = dict(setup.overrides)
+    for field, value in changed.items():
+        _override(config, field, value)
+    for given, other in (("steps", "epochs"), ("epochs", "steps")):
+        if given in changed and other not in changed:  # the length that was given is the one meant
+            config[other] = type(config[other])(0)
+    return config
+
+
+def _override(config, field: str, value) -> None:
+    section, names = config, field.split(".")
+    for depth, name in enumerate(names):
+        if not hasattr(section, "items") or name not in section:
+            known = list(section) if hasattr(section, "items") else []
+            raise InputError(f"--config.{field}", expected="a field of every run's recipe", found=repr(name),
+                             hint=nearest(name, known) if known else "")  # fmt: skip
+        if depth < len(names) - 1:
+            section = section[name]
+    try:
+        section[names[-1]] = type(section[names[-1]])(value) if isinstance(value, list) else value
+    except TypeError:
+        kind = type(section[names[-1]]).__name__
+        raise InputError(f"--config.{field}", expected=kind, found=repr(value)) from None
+
+
+def _key(config, start: str) -> str:
+    """Eight hexadecimal digits of all that a run's figures are a function of, its code excepted."""
+    fields = config.to_dict()
+    for field in INCIDENTAL:
+        *sections, name = field.split(".")
+        section = fields
+        for part in sections:
+            section = section[part]
+        section.pop(name, None)
+    text = json.dumps({"config": fields, "start": start}, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
