@@ -121,6 +121,8 @@ def tsne(
 ) -> dict:
     """Draws t-SNE of the visual features under the masks, in the colours of clusters of the sounds.
 
+    Where the method fuses sound in, the sound is part of these features; a run without sound is what to compare with.
+
     Args:
       workdirs: the folders that training wrote to, one or more, of runs on the same data.
       checkpoint, split, clips, ids, data: as `attention`.

@@ -230,12 +230,12 @@ def block_picture(
     columns = min(max(1, int(columns * INNER / wide)), len(blocks))
     lines = [blocks[n : n + columns] for n in range(0, len(blocks), columns)]
     talls = [HEAD + 0.25 + max(sum(row.height(wide) for row in rows) for _, rows in line) for line in lines]
-    head = 0.8 + CAPTION * note.count("\n") + 0.3 * (key is not None)  # inches
+    head = 0.8 + CAPTION * note.count("\n") + 0.35 * (key is not None)  # inches
     width, height = columns * (LEFT + wide + RIGHT), head + 0.05 + sum(talls)
     figure = new_figure(width, height)
     heading(figure, title, note)
     if key is not None:
-        _draw_key(figure, *key, height - head + 0.22)
+        _draw_key(figure, *key, height - head + 0.27)
     for n, (name, rows) in enumerate(blocks):
         x = (n % columns) * (LEFT + wide + RIGHT) + LEFT
         _draw_block(figure, name, rows, wide, x, height - head - sum(talls[: n // columns]))

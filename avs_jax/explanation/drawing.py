@@ -115,7 +115,7 @@ def tsne_picture(
     width, height = max(columns * (side + gap) + legend + gap, 9.0), head + max(lines * (side + under), entries)
     figure = pictures.new_figure(width, height)
     pictures.heading(figure, title, note)
-    size = float(np.clip(3000 / max(len(panel.points) for panel in panels), 9, 42))
+    size = float(np.clip(6000 / max(len(panel.points) for panel in panels), 9, 42))
     for n, panel in enumerate(panels):
         x, top = gap + (n % columns) * (side + gap), height - head - (n // columns) * (side + under)
         axes = figure.add_axes((x / width, (top - 0.3 - (side - 0.3)) / height, side / width, (side - 0.3) / height))
