@@ -87,7 +87,7 @@ def train(config, workdir) -> Result:
         if embed:
             heard = embeddings.clips_of(clips, range(start, total), len(source), config.batch_size)
             source = embed(state.params, source, heard, audio=audio, stop=lambda: interrupt.signal)
-            del audio
+        del audio
         if interrupt.signal:
             return Result(state, figures, interrupt.signal)
         source = build.cached(config, source)

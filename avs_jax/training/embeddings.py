@@ -33,9 +33,9 @@ def embedder(config, method, trainable, example) -> "Embedder | None":
       trainable: tree of bool like the parameters.
       example: a batch of the source as it is.
     """
-    if not config.loader.embeddings or method.embed_audio is None or "audio" not in example:
+    if not config.loader.embeddings or method.embed_audio is None or any(jax.tree.leaves(trainable["audio"])):
         return None
-    if any(jax.tree.leaves(trainable["audio"])):
+    if "audio" not in example or example["audio"].shape[1] != example["frames"].shape[1]:  # one window a frame
         return None
     return Embedder(method, cache_folder(config.loader.embeddings), max(config.loader.threads, 1))
 
