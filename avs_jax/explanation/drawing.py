@@ -112,7 +112,7 @@ def tsne_picture(
     lines = -(-len(panels) // columns)
     head = 0.95 + 0.17 * note.count("\n")
     entries = 0.23 * len(names) + 0.5
-    width, height = max(columns * (side + gap) + legend + gap, 9.0), head + max(lines * (side + under), entries)
+    width, height = max(columns * (side + gap) + legend + gap, 9.6), head + max(lines * (side + under), entries)
     figure = pictures.new_figure(width, height)
     pictures.heading(figure, title, note)
     size = float(np.clip(6000 / max(len(panel.points) for panel in panels), 9, 42))
