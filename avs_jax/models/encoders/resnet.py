@@ -35,17 +35,18 @@ class Block(nn.Module):
     width: int
     bottleneck: bool
     stride: int = 1
-    dilation: int = 1  # of the 3x3 convolutions
+    dilations: tuple[int, int] = (1, 1)  # of the 3x3 convolutions; a bottleneck has the first alone
     project: bool = False  # a strided 1x1 convolution and BatchNorm on the shortcut
     frozen_norm: bool = False
     dtype: Any = jnp.float32
 
     @nn.compact
     def __call__(self, x, train: bool = False):
-        w, d = self.width, self.dilation
-        layout = [(w, 3, self.stride, d), (w, 3, 1, d)]  # (features, kernel, stride, dilation) of each convolution
+        w, (first, second) = self.width, self.dilations
+        # (features, kernel, stride, dilation) of each convolution
+        layout = [(w, 3, self.stride, first), (w, 3, 1, second)]
         if self.bottleneck:
-            layout = [(w, 1, 1, 1), (w, 3, self.stride, d), (4 * w, 1, 1, 1)]
+            layout = [(w, 1, 1, 1), (w, 3, self.stride, first), (4 * w, 1, 1, 1)]
         y = x
         for i, (features, kernel, stride, dilation) in enumerate(layout, 1):
             y = conv(features, kernel, stride, self.dtype, f"conv{i}", dilation)(y)
@@ -71,14 +72,17 @@ def blocks(size: str, width: int, inputs: int, output_stride: int = 32, multi_gr
     for i, depth in enumerate(depths, 1):
         out = width * 2 ** (i - 1) * (4 if bottleneck else 1)
         step = 1 if i == 1 else 2
-        before = dilation  # of the block that takes the step: where it is dilated away, the next ones double theirs
+        before = dilation
         if scale * step > output_stride:
             step, dilation = 1, 2 * dilation
         scale *= step
         for j in range(depth):
             stride = step if j == 0 else 1
-            grid = 2 ** (j + 1) if multi_grid and i == len(depths) else before if j == 0 else dilation
-            yield i, j, {"width": width * 2 ** (i - 1), "bottleneck": bottleneck, "stride": stride, "dilation": grid,
+            dilations = (dilation if j else before, dilation)  # what came before the step is not yet thinned out
+            if multi_grid and i == len(depths):
+                dilations = (2 ** (j + 1),) * 2
+            yield i, j, {"width": width * 2 ** (i - 1), "bottleneck": bottleneck, "stride": stride,
+                         "dilations": dilations,
                          "project": stride > 1 or channels != out}  # fmt: skip
             channels = out
 
@@ -111,9 +115,10 @@ class ResNet(nn.Module):
     Args:
       size: a key of `SIZES`.
       width: channels of the stem; layer i has width * 2**(i-1), times 4 in the bottleneck sizes. torchvision: 64.
-      output_stride: 32, or 16 or 8: the strides of layer4, or of layer3 and layer4, are replaced by dilation. As in
-        torchvision, such a layer's first block keeps the dilation of the layer before it and the others double it.
-        (torchvision has it for the bottleneck sizes alone; here both 3x3 convolutions of a basic block are dilated.)
+      output_stride: 32, or 16 or 8: the strides of layer4, or of layer3 and layer4, are replaced by dilation, so that
+        the same weights give the same values at every pixel that the stride would have kept. A layer's first 3x3
+        convolution keeps the dilation of the layer before, the others double it: torchvision's rule, which it has for
+        the bottleneck sizes alone.
       multi_grid: dilations 2, 4, 8 in the blocks of layer4; needs an output stride of 16 or 8 (TorchSeg, CAVP).
       stem: "plain", one 7x7 convolution; "deep", three 3x3 ones, the last of twice the width (TorchSeg, CAVP).
       frozen_norm: every BatchNorm normalises with its running statistics, also in training, and never changes: no
