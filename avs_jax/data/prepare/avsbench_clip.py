@@ -2,6 +2,8 @@
 
 Pictures: fps is the container's average rate, rounded. The picture of second s is frame number
 int(s * fps + 15/16 * fps), or the last frame where there are fewer, squashed to 224 x 224 by OpenCV's bilinear resize.
+Frames are numbered as they are decoded. (The public reader first brings a video of varying frame rate to a constant one
+by repeating frames; such videos, unlike those of AVSBench's demonstration, give other pictures here.)
 Sound: `sound.read_stereo`, saved as 16-bit stereo; its log-mel (`audio.vggish_log_mel` of the saved samples) is pickled
 as a torch tensor (5, 1, 96, 64).
 

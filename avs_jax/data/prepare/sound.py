@@ -67,7 +67,7 @@ def _decoded(path: Path, rate: int, shift: int) -> Iterator[tuple[np.ndarray, in
     with media.opened(path) as container:
         resampler = av.AudioResampler("s16", "stereo", rate)
         declared = container.duration  # in units of 1e-6 s; FFmpeg shows hundredths of a second, which moviepy reads
-        length = round(SAMPLE_RATE * round(declared / av.time_base, 2)) if declared else np.iinfo(np.int64).max
+        length = (declared + 5000) // 10000 * SAMPLE_RATE // 100 if declared else np.iinfo(np.int64).max
         for begin in range(0, shift, rate):  # a second at a time: a damaged clock may jump by years
             yield np.zeros((min(rate, shift - begin), CHANNELS), np.int16), length
         cut, empty = max(0, -shift), True
