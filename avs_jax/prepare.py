@@ -1,6 +1,7 @@
 """Makes data sets on disk from raw material.
 
     python -m avs_jax.prepare avsbench --root=/data/avsbench_data --setting=s4
+    python -m avs_jax.prepare vpo --coco=/data/coco --vggsound=/data/vggsound --setting=ss
 
 `python -m avs_jax.prepare <what> --help` tells the options of each.
 """
@@ -14,6 +15,7 @@ from avs_jax.errors import InputError, nearest
 # What can be prepared -> (the module whose `main(argv)` does it, what it does).
 COMMANDS = {
     "avsbench": ("avs_jax.data.prepare.avsbench", "raw videos -> pictures, wavs and log-mels in AVSBench's tree"),
+    "vpo": ("avs_jax.data.prepare.vpo", "COCO's pictures and VGGSound's sounds -> VPO-SS, VPO-MS or VPO-MSMI"),
 }
 
 
