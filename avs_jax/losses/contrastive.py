@@ -228,10 +228,12 @@ def _blocks(z, labels, valid, temperature, block, with_gradient):
         negative = ~same & valid
         rest = jax.nn.logsumexp(jnp.where(negative, s, EMPTY), -1, keepdims=True)
         w = (weight * vb / jnp.maximum(positive.sum(-1), 1))[:, None]
-        loss += (w * jnp.where(positive, jax.nn.softplus(rest - s), 0)).sum()
+        x = rest - s
+        e = jnp.exp(-jnp.abs(x))  # one for softplus(x), for its slope, and for exp(s - rest), as x >= 0 over N
+        loss += (w * jnp.where(positive, jax.nn.relu(x) + jnp.log1p(e), 0)).sum()
         if with_gradient:
-            pull = jnp.where(positive, w * jax.nn.sigmoid(rest - s), 0)
-            push = jnp.where(negative, jnp.exp(s - rest), 0) * pull.sum(-1, keepdims=True)
+            pull = jnp.where(positive, w * jnp.where(x > 0, 1, e) / (1 + e), 0)
+            push = jnp.where(negative, e, 0) * pull.sum(-1, keepdims=True)
             slope = (push - pull) / temperature
             own = lax.dynamic_slice_in_dim(gradient, start, block) + dot(slope, z)
             gradient = lax.dynamic_update_slice_in_dim(gradient, own, start, 0) + dot(slope.T, zb)
