@@ -42,6 +42,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.augment.hflip = 0.0  # probability, the whole clip together
     c.augment.scale = (1.0, 1.0)  # random resize range, then a crop or pad (ignore) back to the source's size
     c.augment.color = 0.0  # strength of brightness, contrast and saturation jitter, the whole clip together
+    c.augment.hue = 0.0  # above 0: hue too, the four in random order
+    c.augment.crop = 0  # side that clips of any size are padded and cropped to; 0 = off
+    c.augment.scales = ()  # with crop: factors to draw from, in place of the range above
 
     c.loader = ml_collections.ConfigDict()
     c.loader.workers = 0  # processes; 0 loads in threads of this one
