@@ -6,7 +6,7 @@ processes. What must not change between a run and its resumption is written down
 
 import collections
 import signal
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -30,6 +30,21 @@ class _Load:
             clip = self.transform(clip, rng)
         clip.pop("id", None)
         return {**clip, "index": np.int32(index), "valid": np.bool_(position >= 0)}
+
+
+class _Pair:
+    """(step, this process's part of its batch) -> the same, with the sounds of other clips beside the clips' own."""
+
+    def __init__(self, source, pairing, order: dict, part: slice):
+        self.source, self.pairing, self.order, self.part = source, pairing, order, part
+
+    def __call__(self, step: int, batch: Batch) -> Batch:
+        if "audio" not in batch:
+            raise InputError("data source", expected="clips with their sound, field 'audio', to pair them with others'",
+                             found="fields " + ", ".join(sorted(batch)))  # fmt: skip
+        sounds, match = self.pairing(step, train_indices(len(self.source), step=step, **self.order))
+        shuffled = np.stack([np.asarray(self.source.audio(int(i)), np.float32) for i in sounds[self.part]])
+        return {**batch, "audio_shuffled": shuffled, "match": match[self.part]}
 
 
 def _shuffled(length: int, seed: int):
@@ -112,6 +127,7 @@ def train_batches(
     seed: int,
     batch_size: int,
     augment: Mapping | None = None,
+    pairing: Callable | None = None,
     start_step: int = 0,
     process_index: int = 0,
     process_count: int = 1,
@@ -128,6 +144,8 @@ def train_batches(
       source: random access to clips.
       batch_size: over all processes.
       augment: the config's `augment` section; None leaves clips as they are.
+      pairing: (step, positions of the whole batch's clips) -> (positions of the clips whose sound they also hear, match
+        (B, K) bool), e.g. `avs_jax.data.pairing.Pairing`; adds `audio_shuffled`, shaped as `audio`, and `match`.
       start_step: the first step to yield (a resumed run's).
       workers: data processes; 0 loads in `threads` threads of this one.
       prefetch: batches held ready.
@@ -143,6 +161,9 @@ def train_batches(
     # random_map stands before the process slice: a clip's random numbers come from its place in the global order.
     clips = _shuffled(len(source), seed).random_map(_Load(source, transform), seed=_stream(seed, 1))
     batches = clips[process_index::process_count].batch(local, drop_remainder=True, batch_fn=_stack)
+    if pairing is not None:
+        order, part = {"seed": seed, "batch_size": batch_size}, slice(process_index, None, process_count)
+        batches = batches.map_with_index(_Pair(source, pairing, order, part))
     return _iterate(batches[start_step:], workers=workers, threads=threads, prefetch=prefetch)
 
 
@@ -183,14 +204,16 @@ def eval_batches(
     return _iterate(batches, workers=workers, threads=threads, prefetch=prefetch)
 
 
-def identity(source, *, seed: int, batch_size: int, augment: Mapping | None = None) -> dict:
+def identity(source, *, seed: int, batch_size: int, augment: Mapping | None = None, pairing=None) -> dict:
     """What the batches are a function of, as JSON-able values: saved with every checkpoint, compared on resuming."""
+    paired = {} if pairing is None else {"pairing": _plain(pairing.identity())}
     return {
         "source": _plain(source.fingerprint()),
         "clips": len(source),
         "seed": int(seed),
         "batch_size": int(batch_size),
         "augment": _plain(dict(augment or {})),
+        **paired,
     }
 
 
@@ -257,6 +280,10 @@ class Cached:
 
     def visual(self, index: int):
         return self._kept("visual", index, self._source.visual)
+
+    def audio(self, index: int):
+        clip = self._clips.get(("clip", index), {})
+        return clip["audio"] if "audio" in clip else self._source.audio(index)
 
     def _kept(self, kind, index, load):
         if (kind, index) not in self._clips:
