@@ -78,7 +78,7 @@ def _overrides(items: Sequence[str], parser) -> tuple:
         name, sep, _ = item.partition("=")
         if not (name.startswith(prefix) and sep):
             valid = [option for action in parser._actions for option in action.option_strings]
-            raise InputError(f"command line, '{item}'", expected=f"an argument of the table, or {prefix}<field>=<value>",
+            raise InputError(f"command line, '{item}'", expected=f"an argument of tables, or {prefix}<field>=<value>",
                              found="another", hint=nearest(name, valid))  # fmt: skip
     values = cli.data_options(["--data." + item.removeprefix(prefix) for item in items], parser)
     return tuple(values.items())

@@ -28,8 +28,8 @@ def table(setup: Setup) -> Table:
         )
     else:
         note = (
-            "No pretrained files exist for this scale and data set: the first two rows start from a run on MS3 with the "
-            "same network, the last from random weights. The paper's start from ImageNet's weights."
+            "No pretrained files exist for this scale and data set: the first two rows start from a run on MS3 with "
+            "the same network, the last from random weights. The paper's start from ImageNet's weights."
         )
     runs = run(), run(fusion="no_projection"), run(pretrained=False)
     rows = {label: [Cell(paper, one)] for (label, paper), one in zip(FIGURES.items(), runs, strict=True)}
