@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from goldens import error, image, load, nhwc, weights
+from goldens import detweights, error, image, load, nhwc, weights
 
 import avs_jax
 from avs_jax.models.initialise import initialise
@@ -138,3 +138,25 @@ def test_initial_values_are_pytorchs_and_a_function_of_the_key():
     assert (one["params"]["bn1"]["scale"] == 1).all() and (one["batch_stats"]["bn1"]["var"] == 1).all()
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), encoder.example_input())
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), one, dict(shapes)))
+
+
+def test_frozen_norms_train_as_they_evaluate_and_never_change():
+    encoder = avs_jax.create_encoder("resnet10", width=4, stem="deep", frozen_norm=True)
+    made = initialise(encoder, jax.random.key(0), encoder.example_input())
+    shapes = {key: value.shape for key, value in avs_jax.to_torch(encoder, made).items()}
+    variables = avs_jax.load_torch(encoder, detweights.state_dict(shapes))
+    images = jnp.asarray(image((2, 32, 32, 3), 1))
+
+    @jax.jit
+    def run(params):
+        state = {"params": params, "batch_stats": variables["batch_stats"]}
+        maps, new = encoder.apply(state, images, train=True, mutable=["batch_stats"])
+        return maps[-1].sum(), (maps, new)
+
+    (_, (maps, new)), grads = jax.value_and_grad(run, has_aux=True)(variables["params"])
+    jax.tree.map(np.testing.assert_array_equal, dict(new), {"batch_stats": variables["batch_stats"]})
+    plain = jax.jit(encoder.clone(frozen_norm=False).apply)(variables, images)
+    for x, y in zip(maps, plain, strict=True):
+        np.testing.assert_allclose(x, y, rtol=1e-4, atol=1e-5)
+    for path, gradient in jax.tree_util.tree_leaves_with_path(grads):
+        assert np.any(gradient) == (path[-1].key == "kernel"), path

@@ -20,7 +20,8 @@ from avs_jax.weights.convert import initial, table_of
 from avs_jax.weights.files import Contents
 from avs_jax.weights.public import KNOWN
 
-_TRIED = 4  # candidates whose shapes are compared, after all whose keys are: shapes take a second each
+# Candidates whose shapes are compared, after all whose keys are: shapes take a second each. Five Swins share all keys.
+_TRIED = 5
 _TPAVI_KEYS = ("tpavi_b", "output_conv.", "path1.")
 
 
@@ -111,6 +112,10 @@ def candidates(keys) -> Iterator[Candidate]:
     if "conv1.0.weight" in keys:
         for name in ("resnet50", "resnet101"):
             yield Candidate.of("encoder", name, stem="deep")
+    if "norm0.weight" in keys or "backbone.norm0.weight" in keys:
+        for name in ENCODERS:
+            if name.startswith("swin_"):
+                yield Candidate.of("encoder", name, output_norms=True)
     if not any(key.startswith(_TPAVI_KEYS) for key in keys):
         return
     stages = sorted({int(key[7]) - 1 for key in keys if re.match(r"tpavi_b[1-4]\.", key)})

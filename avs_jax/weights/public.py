@@ -10,6 +10,7 @@ from avs_jax.errors import InputError, nearest
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _PVT = "https://github.com/whai362/PVT/releases/download/v2/"
+_SWIN = "https://github.com/SwinTransformer/storage/releases/download/"
 # File name -> where it is published. Eight hexadecimal digits in a name are the beginning of the file's SHA-256.
 KNOWN = {
     **{
@@ -26,12 +27,27 @@ KNOWN = {
         )
     },
     **{f"pvt_v2_b{i}.pth": f"{_PVT}pvt_v2_b{i}.pth" for i in range(6)},
+    **{  # ImageNet's 1000 classes; 22k: its 21841 classes
+        name: f"{_SWIN}{release}/{name}"
+        for release, names in {
+            "v1.0.0": (
+                *(f"swin_{size}_patch4_window7_224.pth" for size in ("tiny", "small", "base")),
+                *(f"swin_{size}_patch4_window7_224_22k.pth" for size in ("base", "large")),
+                *(f"swin_{size}_patch4_window12_384_22k.pth" for size in ("base", "large")),
+            ),
+            "v1.0.8": [f"swin_{size}_patch4_window7_224_22k.pth" for size in ("tiny", "small")],
+        }.items()
+        for name in names
+    },
     "vggish-10086976.pth": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
 }
 HUB_IDS = (  # each with a model.safetensors
     *(f"timm/{name}.{tag}_in1k" for name in ("resnet50", "resnet101") for tag in ("tv", "tv2")),
     "timm/resnet18.tv_in1k",
     *(f"timm/pvt_v2_b{i}.in1k" for i in range(6)),
+    *(f"timm/swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small", "base")),
+    *(f"timm/swin_{size}_patch4_window7_224.ms_in22k" for size in ("tiny", "small", "base", "large")),
+    *(f"timm/swin_{size}_patch4_window12_384.ms_in22k" for size in ("base", "large")),
 )
 HUB = "hf:"
 HUB_FILE = "model.safetensors"
@@ -90,7 +106,12 @@ def _missing(text: str, path: Path, field: str, folder: Path) -> InputError:
 
 
 def _families() -> list[str]:
-    return ["resnet<18|50|101>-<hash>.pth", "pvt_v2_b<0..5>.pth", "vggish-10086976.pth"]
+    return [
+        "resnet<18|50|101>-<hash>.pth",
+        "pvt_v2_b<0..5>.pth",
+        "swin_<tiny|small|base|large>_patch4_window7_224[_22k].pth",
+        "vggish-10086976.pth",
+    ]
 
 
 def _download(repository: str, file: str, field: str, local: Path, text: str) -> Path:
