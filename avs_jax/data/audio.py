@@ -11,6 +11,7 @@ from avs_jax.errors import InputError, check_options, nearest
 
 SAMPLE_RATE = 16000  # Hz, what every front end works at
 RESAMPLERS = ("kaiser_best", "soxr_hq")
+CROPS = ("middle", "reference")
 
 # VGGish's front end: times in samples at 16 kHz, frequencies in Hz
 WINDOW, HOP, FFT = 400, 160, 512
@@ -54,7 +55,68 @@ class VGGishFrontEnd:
         return (num_frames, EXAMPLE, MEL_BINS)
 
 
-FRONT_ENDS = {"vggish": VGGishFrontEnd}
+@dataclasses.dataclass(frozen=True)
+class WaveformFrontEnd:
+    """Raw samples at 16 kHz, one window for each video frame: CAVP makes its spectrogram on the device.
+
+    A clip of one frame hears the middle of its sound. With more, at 1 frame per second, frame t hears the window whose
+    middle is that of second t, moved to lie within the sound.
+
+    Attributes:
+      seconds: of one window: 3 for VPO, 1 for AVSBench.
+      crop: what becomes of a sound shorter than a window: "middle" repeats it from its beginning; "reference" is the
+        public code, which repeats no more than its end (samples -d to the end, d = (window - sound) / 2, where d is
+        shorter than the sound).
+      channels: 1, the mean of all; or 2, left and right (a sound of one channel is on both).
+      resampler: see `resample`.
+      version: of the code: raise it when the same options give other numbers, or caches will not notice.
+    """
+
+    seconds: float = 3.0
+    crop: str = "middle"
+    channels: int = 1
+    resampler: str = "soxr_hq"
+    name: str = dataclasses.field(default="waveform", init=False)
+    version: int = dataclasses.field(default=1, init=False)
+
+    def __post_init__(self):
+        for name, valid in (("crop", CROPS), ("channels", (1, 2)), ("resampler", RESAMPLERS)):
+            if getattr(self, name) not in valid:
+                raise InputError(f"front_end.{name}", expected=" or ".join(map(str, valid)),
+                                 found=repr(getattr(self, name)), hint=nearest(getattr(self, name), valid))  # fmt: skip
+        if not 0.1 <= self.seconds <= 60:
+            raise InputError("front_end.seconds", expected="a number in [0.1, 60]", found=repr(self.seconds))
+
+    def __call__(self, waveform, sample_rate, num_frames):
+        """(num_frames, samples) float32, or (num_frames, 2, samples) with two channels."""
+        if self.channels == 1:
+            wave = resample(to_mono(waveform), sample_rate, self.resampler)
+        else:
+            wave = np.stack([resample(c, sample_rate, self.resampler) for c in _to_stereo(waveform).T], 1)
+        length = self._samples
+        starts = [wave.shape[0] // 2 - length // 2]
+        if num_frames > 1:
+            last = max(len(wave) - length, 0)
+            starts = [min(max(round((t + 0.5) * SAMPLE_RATE) - length // 2, 0), last) for t in range(num_frames)]
+        return np.stack([crop_or_repeat(wave, start, length, self.crop).T for start in starts]).astype(np.float32)
+
+    def shape(self, num_frames):
+        return (num_frames, *((2,) if self.channels == 2 else ()), self._samples)
+
+    @property
+    def _samples(self):
+        return round(self.seconds * SAMPLE_RATE)
+
+
+def crop_or_repeat(wave: np.ndarray, start: int, length: int, crop: str = "middle") -> np.ndarray:
+    """`length` samples of (n,) or (n, channels) from `start` on; a shorter sound is repeated (see WaveformFrontEnd)."""
+    if len(wave) >= length:
+        return wave[start : start + length]
+    kept = wave[start if -start < len(wave) else 0 :] if crop == "reference" and start < 0 else wave
+    return np.resize(kept, (length, *wave.shape[1:]))
+
+
+FRONT_ENDS = {"vggish": VGGishFrontEnd, "waveform": WaveformFrontEnd}
 
 
 def front_end(name: str, **options) -> FrontEnd:
@@ -155,6 +217,21 @@ def to_mono(waveform: np.ndarray) -> np.ndarray:
     Raises:
       InputError: another shape or type, no samples, or NaN or infinite samples.
     """
+    scaled = _scaled(waveform)
+    return scaled.mean(axis=1) if scaled.ndim == 2 else scaled
+
+
+def _to_stereo(waveform: np.ndarray) -> np.ndarray:
+    """(samples, 2) float64: of one channel twice itself; otherwise as `to_mono`."""
+    scaled = _scaled(waveform)
+    scaled = scaled[:, None] if scaled.ndim == 1 else scaled
+    if scaled.shape[1] > 2:
+        raise InputError("waveform", expected="one or two channels", found=f"{scaled.shape[1]}")
+    return np.broadcast_to(scaled, (len(scaled), 2))
+
+
+def _scaled(waveform: np.ndarray) -> np.ndarray:
+    """(samples,) or (samples, channels) float64 in [-1, 1]; see `to_mono`."""
     wave = np.asarray(waveform)
     if wave.ndim not in (1, 2):
         raise InputError("waveform", expected="shape (samples,) or (samples, channels)", found=f"shape {wave.shape}")
@@ -178,7 +255,7 @@ def to_mono(waveform: np.ndarray) -> np.ndarray:
             raise InputError("waveform", expected="finite samples", found=f"{bad} NaN or infinite samples")
     else:
         raise InputError("waveform", expected="float16/32/64, int8/16/32 or uint8 samples", found=str(wave.dtype))
-    return scaled.mean(axis=1) if scaled.ndim == 2 else scaled
+    return scaled
 
 
 def resample(wave: np.ndarray, sample_rate: float, resampler: str = "kaiser_best") -> np.ndarray:

@@ -12,7 +12,7 @@ Clip = dict[str, Any]
 | field             | shape, dtype                         | meaning                                                   |
 |-------------------|--------------------------------------|-----------------------------------------------------------|
 | `frames`          | (T, H, W, 3) uint8                   | RGB, normalised on the device (float32: already done)     |
-| `audio`           | the front end's own, float32         | (T, 96, 64) log-mel for VGGish                            |
+| `audio`           | the front end's own, float32         | (T, 96, 64) log-mel for VGGish, (T, samples) for CAVP     |
 | `audio_embedding` | (T, 128) float32                     | in place of `audio`: a frozen encoder's cached output     |
 | `labels`          | (T, H, W) uint8                      | class of the sounding object; 0 background, 255 ignore    |
 | `labelled`        | (T,) bool                            | frames whose labels may be trained on                     |
@@ -21,6 +21,8 @@ Clip = dict[str, Any]
 
 A batch stacks these with a leading B, leaves `id` on the host, and adds `index` (B,) int32, the clip's position in its
 source, and `valid` (B,) bool, False on the copies that pad a last batch.
+Where clips are paired (`avs_jax.data.pairing`), it also has `audio_shuffled`, shaped as `audio`, the sound of another
+clip, and `match` (B, K) bool, the classes whose labels hold with that sound.
 
 What `frames` and `audio` hold where `present` is False means nothing, and a method must not let it matter: the public
 pipeline's padding is zero after normalisation, which no uint8 is, so the method itself zeroes the normalised frames and
