@@ -5,6 +5,7 @@ It takes the place that VGGish's file has on AVSBench: runs with another setting
 
 import hashlib
 import json
+import types
 from pathlib import Path
 
 from avs_jax.errors import InputError
@@ -24,16 +25,19 @@ def taught(config, folder: Path) -> Path:
       InputError: a data set that cannot name its sounds.
     """
     import jax
+    import jax.numpy as jnp
 
     from avs_jax.data.sources import create_source
-    from avs_jax.methods import create
+    from avs_jax.models.encoders import create_encoder
+    from avs_jax.models.initialise import initialise
     from avs_jax.training import tagging
     from avs_jax.weights import to_torch
     from avs_jax.weights.writing import save_state_dict
 
     if config.data.source != "synthetic":
         raise InputError("tagging.steps", expected="0 for this data set", found=str(config.tagging.steps))
-    sizes = {name: config.method[name] for name in ("audio_width", "audio_hidden") if name in config.method}
+    method = config.method.to_dict()
+    sizes = {name: method[f"audio_{name}"] for name in ("width", "hidden") if f"audio_{name}" in method}
     data = {k: v for k, v in config.data.to_dict().items() if k not in ("source", "train", "eval", "test")}
     data |= {**config.data.train.to_dict(), "setting": SETTING}
     made_of = {"seed": config.seed, "tagging": config.tagging.to_dict(), "data": data, "sizes": sizes}
@@ -41,14 +45,12 @@ def taught(config, folder: Path) -> Path:
     path = folder / f"audio-seed{config.seed}-{digits}.safetensors"
     if path.exists():
         return path
-    # The smallest network around the encoder; what is around it has no part in teaching it
-    method = create(
-        "tpavi", backbone="resnet10", width=4, channels=4, head_channels=(4, 4), neck_dilations=(1,), **sizes
-    )
-    source = create_source("synthetic", **data)
-    variables = tagging.teach(method, method.init(jax.random.key(config.seed)), source, tagging.load_audio(source),
-                              seed=config.seed, **config.tagging)  # fmt: skip
-    weights = {k: v for k, v in to_torch(method, variables).items() if k.startswith(("features.", "embeddings."))}
+    vggish, source = create_encoder("vggish", **sizes), create_source("synthetic", **data)
+    audio = tagging.load_audio(source)
+    params = initialise(vggish, jax.random.key(config.seed), jnp.asarray(audio[0]))["params"]
+    alone = types.SimpleNamespace(embed_audio=lambda params, sounds: vggish.apply({"params": params}, sounds))
+    variables = {"params": {"audio": params}}
+    variables = tagging.teach(alone, variables, source, audio, seed=config.seed, **config.tagging)
     folder.mkdir(parents=True, exist_ok=True)
-    save_state_dict(path, weights)  # whole or not at all
+    save_state_dict(path, to_torch(vggish, {"params": variables["params"]["audio"]}))  # whole or not at all
     return path

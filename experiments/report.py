@@ -5,6 +5,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
+
+from avs_jax.metrics.bootstrap import resamples
 from experiments.running import State
 from experiments.tables import Cell, Job, Run, Setup, Table
 
@@ -14,7 +17,7 @@ UNITS = {"miou": (100, 2, 1), "fscore": (1, 3, 3)}  # factor, decimals of the pa
 
 class Answer(NamedTuple):
     """Our side of a cell, in the table's unit: mean of the seeds that are done, the ends of its interval (95 % over
-    resampled clips for one seed, the seeds' range for several), and how many seeds are done. NaN-free: None if none."""
+    resampled clips for one seed, the seeds' range for several), and how many seeds are done."""
 
     value: float
     low: float
@@ -39,6 +42,26 @@ def answer(cell: Cell, done: Done) -> Answer | None:
     return Answer(sum(values) / len(values), low, high, len(values))
 
 
+def difference(cell: Cell, base: Cell, done: Done) -> Answer | None:
+    """How much better a cell's run does than another's on the same clips: the mean over clips of the difference of J,
+    in percent, with its 95 % interval over resampled clips; seeds are paired, and their mean is taken for each clip.
+
+    None where one of them is not done.
+    """
+    sides = [
+        {job.seed: state.result["clips"] for job, state in done.get(c.run, ()) if state.kind == "done"}
+        for c in (cell, base)
+    ]
+    seeds = sorted(sides[0].keys() & sides[1].keys())
+    if not seeds:
+        return None
+    clips = sorted(set.intersection(*(set(side[seed]) for side in sides for seed in seeds)))
+    gains = 100 * np.array([[sides[0][s][clip] - sides[1][s][clip] for clip in clips] for s in seeds]).mean(0)
+    means = gains[resamples(len(clips), 1000, 0)].mean(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return Answer(float(gains.mean()), float(low), float(high), len(seeds))
+
+
 def markdown(table: Table, setup: Setup, done: Done) -> str:
     """The table, what its columns are, its notes, and a line for every run."""
     head, rule = [table.head], ["---"]
@@ -51,7 +74,8 @@ def markdown(table: Table, setup: Setup, done: Done) -> str:
         for cell in cells:
             row += ["" if cell.paper is None else _paper(cell), _ours(cell, done)]
         lines.append(_row(row))
-    return "\n".join([*lines, "", _legend(table, setup, done), *[f"\n{note}" for note in _notes(table, setup)],
+    lines += ["", _legend(table, setup, done), *_difference_lines(table, done)]
+    return "\n".join([*lines, *[f"\n{note}" for note in _notes(table, setup)],
                       "", *_run_lines(done)]) + "\n"  # fmt: skip
 
 
@@ -64,14 +88,22 @@ def to_json(table: Table, setup: Setup, done: Done) -> dict:
             "row": row, "column": column, "figure": cell.figure, "paper": cell.paper,
             "run": cell.run.name if cell.run else None, "ours": found.value if found else None,
             "interval": [found.low, found.high] if found else None, "seeds": found.seeds if found else 0,
+            "difference": _difference_json(table, row, column, cell, done),
         })  # fmt: skip
     runs = [
         {"folder": job.folder, "start": job.start.folder if job.start else None, "state": state.kind,
-         "step": state.step, "result": state.result}
+         "step": state.step, "result": {k: v for k, v in (state.result or {}).items() if k != "clips"}}
         for jobs in done.values() for job, state in jobs
     ]  # fmt: skip
     return {"table": table.name, "title": table.title, "dataset": setup.dataset, "scale": setup.scale,
             "overrides": dict(setup.overrides), "cells": cells, "runs": runs}  # fmt: skip
+
+
+def _difference_json(table: Table, row: str, column: str, cell: Cell, done: Done) -> dict | None:
+    if not table.baseline or row == table.baseline or cell.figure != "miou":
+        return None
+    found = difference(cell, table.rows[table.baseline][list(table.columns).index(column)], done)
+    return found and {"to": table.baseline, "ours": found.value, "interval": [found.low, found.high]}
 
 
 def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
@@ -136,6 +168,29 @@ def _ours(cell: Cell, done: Done) -> str:
     digits = UNITS[cell.figure][2]
     few = f", {found.seeds} of {len(done[cell.run])} seeds" if found.seeds < len(done[cell.run]) else ""
     return f"**{found.value:.{digits}f}** [{found.low:.{digits}f}, {found.high:.{digits}f}]{few}"
+
+
+def _difference_lines(table: Table, done: Done) -> list[str]:
+    """Every row's mIoU minus the baseline's, where there is anything of ours to compare."""
+    if not table.baseline:
+        return []
+    columns = [n for n in range(len(table.columns)) if _column(table, n).figure == "miou"]
+    lines, base = [], table.rows[table.baseline]
+    for label, cells in table.rows.items():
+        row = [label]
+        for n in columns:
+            cell, found = cells[n], difference(cells[n], base[n], done)
+            known = cell.paper is not None and base[n].paper is not None
+            row += [f"{cell.paper - base[n].paper:+.2f}" if known else "",
+                    f"**{found.value:+.1f}** [{found.low:+.1f}, {found.high:+.1f}]" if found else ""]  # fmt: skip
+        if label != table.baseline and any(row[2::2]):
+            lines.append(_row(row))
+    if not lines:
+        return []
+    head = [f'minus "{table.baseline}"'] + [text for n in columns for text in (f"{table.columns[n]}: paper", "ours")]
+    rule = ["---"] + ["---:"] * (len(head) - 1)
+    legend = "Ours: the difference of mIoU on the same clips, with its 95 % interval over resampled clips."
+    return ["", _row(head), _row(rule), *lines, "", legend]
 
 
 def _column(table: Table, n: int) -> Cell:

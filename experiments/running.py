@@ -6,6 +6,7 @@ says that it is done. The folder's name carries a hash of the resolved recipe: a
 
 import gc
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -102,6 +103,7 @@ def _complete(job: Job, runs: Path) -> State:
     report = evaluate_run(folder, checkpoint="best", split="test", conditions=CONDITIONS, progress=False, pictures=2)
     written = {"name": job.run.name, "seed": job.seed, "key": job.key, "step": step, "parameters": parameters,
                "start": job.start.folder if job.start else "",
+               "clips": {row["id"]: row["j"] for row in report.rows if math.isfinite(row["j"])},
                **{k: v for k, v in report.to_json().items() if k in ("figures", "intervals", "settings")}}  # fmt: skip
     part = folder / f"{RESULT}.new"
     part.write_text(json.dumps(written, indent=1) + "\n")

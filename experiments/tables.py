@@ -60,6 +60,7 @@ class Table:
       columns: heads of the others.
       rows: label -> one cell per column.
       notes: what a reader must know to compare, a sentence each.
+      baseline: the row that the others are compared with, clip by clip; "" for none.
     """
 
     name: str
@@ -68,8 +69,11 @@ class Table:
     columns: Sequence[str]
     rows: Mapping[str, Sequence[Cell]]
     notes: Sequence[str] = ()
+    baseline: str = ""
 
     def __post_init__(self):
+        if self.baseline and self.baseline not in self.rows:
+            raise ValueError(f"no row {self.baseline!r}")
         for label, cells in self.rows.items():
             if len(cells) != len(self.columns):
                 raise ValueError(f"row {label!r} has {len(cells)} cells for {len(self.columns)} columns")

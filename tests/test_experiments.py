@@ -161,6 +161,7 @@ def small_table(setup):
             "second": [Cell(60.0, small("b", first, lr=0.01)), Cell(0.5, small("c", lr=0.01), "fscore")],
         },
         ("A note.",),
+        baseline="first",
     )  # fmt: skip
 
 
@@ -191,6 +192,10 @@ def test_writes_the_table_beside_the_papers_figures(finished):
     assert cells["first", "F"]["paper"] is None and cells["cited", "F"]["ours"] is None
     assert f"**{cells['first', 'F']['ours']:.3f}**" in text
     assert [run["step"] for run in written["runs"]] == [4, 4, 4]
+    assert '| minus "first" | J: paper | ours |' in text and "| second | +10.00 | **" in text
+    assert cells["second", "J"]["difference"]["ours"] == pytest.approx(
+        cells["second", "J"]["ours"] - cells["first", "J"]["ours"]
+    )
     with Image.open(folder / "small.png") as image:
         assert min(image.size) > 200 and len(np.unique(np.asarray(image.convert("L")))) > 10
 
@@ -277,6 +282,26 @@ def test_several_seeds_give_mean_and_range():
     assert "**40.0** [20.0, 70.0], 3 of 4 seeds" in text and "range of the seeds" in text and "`steps=4`" in text
 
 
+def test_differences_are_of_the_same_clips_and_seeds():
+    a, b = small("a"), small("b", lr=0.01)
+
+    def done(values):
+        return running.State("done", 4, {"clips": dict(zip("vwxyz", values, strict=False))})
+
+    results = {
+        a: [(job_of(a, TINY, 0), done((0.5, 0.5, 0.9, 0.1))), (job_of(a, TINY, 1), done((0.7, 0.5, 0.9, 0.1)))],
+        b: [(job_of(b, TINY, 0), done((0.6, 0.8, 1.0, 0.4))), (job_of(b, TINY, 2), done((0, 0, 0, 0)))],
+    }  # fmt: skip
+    found = report.difference(Cell(None, b), Cell(None, a), results)
+    assert found.value == pytest.approx(20) and found.seeds == 1  # .1, .3, .1, .3 of the only seed that both have
+    assert 9.9 < found.low < 20 < found.high < 30.1
+    assert report.difference(Cell(None, b), Cell(None), results) is None
+    rows = {"base": [Cell(50.0, a)], "other": [Cell(48.5, b)]}
+    text = report._difference_lines(Table("t", "T", "row", ("J",), rows, baseline="base"), results)
+    assert text[1:4] == ['| minus "base" | J: paper | ours |', "| --- | ---: | ---: |",
+                         f"| other | -1.50 | **+20.0** [{found.low:+.1f}, {found.high:+.1f}] |"]  # fmt: skip
+
+
 @pytest.mark.parametrize("argument, words", [
     ("--dataset=avsbensh", "Did you mean 'avsbench'"),
     ("--scale=small", "full or tiny"),
@@ -307,6 +332,8 @@ def test_missing_data_are_told_in_one_line(tmp_path, capsys):
 def test_rows_must_fill_the_columns():
     with pytest.raises(ValueError, match="row 'r' has 1 cells for 2 columns"):
         Table("t", "T", "row", ("a", "b"), {"r": [Cell(1.0)]})
+    with pytest.raises(ValueError, match="no row 'q'"):
+        Table("t", "T", "row", ("a",), {"r": [Cell(1.0)]}, baseline="q")
 
 
 # ---- One audio encoder for all runs of a seed
