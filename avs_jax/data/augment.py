@@ -27,7 +27,7 @@ class Augment:
         and below, then a random part is taken. Clips may be of any size.
       scales: with `crop`, in place of `scale`: the factors to draw from (CAVP: bicubic, sizes cut to whole pixels).
 
-    A flip swaps the channels of a sound in stereo, which is one whose last axis has length 2.
+    A flip swaps left and right of a waveform in stereo, (T, 2, samples).
     """
 
     hflip: float = 0.0
@@ -82,8 +82,8 @@ class Augment:
             frames, labels = (frames[:, :, ::-1], labels[:, :, ::-1]) if flips else (frames, labels)
         changed = {"frames": np.ascontiguousarray(frames), "labels": np.ascontiguousarray(labels)}
         sound = clip.get("audio")
-        if flips and sound is not None and sound.ndim > 1 and sound.shape[-1] == 2:
-            changed["audio"] = np.ascontiguousarray(sound[..., ::-1])
+        if flips and sound is not None and sound.ndim == 3 and sound.shape[1] == 2:
+            changed["audio"] = np.ascontiguousarray(sound[:, ::-1])
         return {**clip, **changed}
 
 

@@ -75,6 +75,25 @@ def read_colours(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarra
     return np.asarray(fitted(_rgb(path, ("PNG",), _FRAME_MODES), size, fit, Image.Resampling.NEAREST))
 
 
+def read_values(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
+    """Reads one mask that stores a number for every pixel: a grey PNG, or one with a palette, whose indices count.
+
+    Args:
+      size: the (height, width) it must have; None takes any.
+    Returns:
+      (H, W) uint8.
+    Raises:
+      InputError: as `read_mask`.
+    """
+    with _open(path, ("PNG",), ("L", "P")) as image:
+        found = (image.height, image.width)
+        _check_size(path, image, None, False)
+        if size is not None and found != tuple(size):
+            expected = f"{size[0]} x {size[1]} pixels, as its picture"
+            raise InputError(path, expected=expected, found=f"{found[0]} x {found[1]}")
+        return np.asarray(_decode(path, image))
+
+
 def _rgb(path, formats, modes) -> Image.Image:
     with _open(path, formats, modes) as image:
         _check_size(path, image, None, False)

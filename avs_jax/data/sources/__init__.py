@@ -9,7 +9,12 @@ from typing import Any, Protocol
 from avs_jax.data.clip import Clip
 from avs_jax.errors import InputError, check_options, nearest
 
-SOURCES = {"synthetic": "synthetic.SyntheticSource", "avsbench": "avsbench.AVSBenchSource"}
+SOURCES = {
+    "synthetic": "synthetic.SyntheticSource",
+    "avsbench": "avsbench.AVSBenchSource",
+    "vpo": "vpo.VPOSource",
+    "single_plus": "single_plus.SinglePlusSource",
+}
 SETTINGS = {("avsbench", "avss"): "avsbench_semantic.AVSBenchSemanticSource"}  # laid out otherwise on disk
 
 

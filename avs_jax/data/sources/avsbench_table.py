@@ -37,7 +37,7 @@ def read_table(path: str | Path, columns: tuple[str, ...], split: str, labels: t
         or swapped values, an id or category that is no plain name, an id twice, or the split is empty.
     """
     path = Path(path)
-    lines = _read_lines(path)
+    lines = read_lines(path)
     header = tuple(lines[0][1]) if lines else ()
     _check_header(path, header, columns, anywhere=bool(labels))
     places = [header.index(column) for column in columns]
@@ -88,7 +88,7 @@ def _place(row: Row) -> str:
     return f"'{row.split}' (line {row.line})"
 
 
-def _read_lines(path: Path) -> list[tuple[int, list[str]]]:
+def read_lines(path: Path) -> list[tuple[int, list[str]]]:
     """(line number, fields without surrounding blanks) of every line that is not blank."""
     try:
         raw = path.read_bytes()
