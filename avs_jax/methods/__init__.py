@@ -10,7 +10,7 @@ import jax
 
 from avs_jax.errors import InputError, check_options, nearest
 
-METHODS = {"tpavi": "avs_jax.methods.tpavi"}
+METHODS = {"tpavi": "avs_jax.methods.tpavi", "cavp": "avs_jax.methods.cavp"}
 
 
 class Prediction(NamedTuple):

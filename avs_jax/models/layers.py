@@ -188,6 +188,11 @@ def _double(x, axis, align_corners):
     return jnp.stack([even, odd], axis + 1).reshape(shape)
 
 
+def resize(x, size: tuple[int, int]):
+    """Bilinear enlargement of (N, H, W, C) to (N, *size, C), half-pixel centres (corners not aligned)."""
+    return jax.image.resize(x, (x.shape[0], *size, x.shape[-1]), "bilinear")
+
+
 def resize_aligned(x, size: tuple[int, int]):
     """Bilinear resize of (N, H, W, C) to (N, *size, C) with aligned corners, any sizes (float32 weights)."""
     out = []

@@ -40,9 +40,9 @@ class CrossAttention(nn.Module):
       mlp_ratio: hidden channels of the MLP over D.
       dtype: compute dtype of the products over pixels; norms, gates and token algebra are float32.
     Call:
-      visual: (N, h, w, D). audio: (N, S, D).
+      visual: (N, h, w, D). audio: (M, S, D), M = N or a multiple of it: all images again with other sounds.
     Returns:
-      fused (N, h, w, D) float32; gate (N, h, w, heads, S) float32.
+      fused (M, h, w, D) float32; gate (M, h, w, heads, S) float32.
     """
 
     heads: int = 4
@@ -56,6 +56,7 @@ class CrossAttention(nn.Module):
         full = wide(self.dtype)
         norm1 = LayerNorm(name="norm1")
         visual = norm1(Dense(d, dtype=self.dtype, name="embed_visual")(visual).astype(full))
+        visual = again(visual, audio)
         audio = norm1(Dense(d, dtype=full, name="embed_audio")(audio))
         y, gate = self._attend(visual, audio, d)
         visual = visual + y  # the residual is the normed input
@@ -85,7 +86,7 @@ class Broadcast(nn.Module):
 
     "sum": LayerNorm(V + a); "concat": LayerNorm(Linear([V, a])), the sound a repeated over the pixels.
 
-    (N, h, w, D), (N, D) -> (N, h, w, D) float32.
+    (N, h, w, D), (M, D) -> (M, h, w, D) float32, M a multiple of N.
     """
 
     kind: str
@@ -95,11 +96,16 @@ class Broadcast(nn.Module):
     def __call__(self, visual, audio):
         full = wide(self.dtype)
         if self.kind == "sum":
-            fused = visual.astype(full) + audio[:, None, None]
+            fused = again(visual.astype(full), audio) + audio[:, None, None]
         else:  # the linear layer over both, without writing the repeated sound down
             seen = Dense(visual.shape[-1], use_bias=False, dtype=self.dtype, name="visual")(visual).astype(full)
-            fused = seen + Dense(visual.shape[-1], dtype=full, name="audio")(audio)[:, None, None]
+            fused = again(seen, audio) + Dense(visual.shape[-1], dtype=full, name="audio")(audio)[:, None, None]
         return LayerNorm(name="norm")(fused)
+
+
+def again(visual, audio):
+    """(N, ...) repeated as a whole to the number of sounds."""
+    return jnp.concatenate([visual] * (audio.shape[0] // visual.shape[0]))
 
 
 def mlp_rules(key: str = "", path: tuple[str, ...] = ()) -> list[torch_keys.Rule]:
@@ -122,3 +128,11 @@ def torch_rules(d: int, positions: int = 128 * 128) -> list[torch_keys.Rule]:
         *mlp_rules(f"{block}mlp.", ("mlp",)),
         *torch_keys.layer_norm("norm", ("norm",)),
     ]
+
+
+def broadcast_rules(kind: str) -> list[torch_keys.Rule]:
+    """Keys of `Broadcast`, which no public file has."""
+    norm = torch_keys.layer_norm("norm", ("norm",))
+    if kind == "sum":
+        return norm
+    return torch_keys.linear("visual", ("visual",), bias=False) + torch_keys.linear("audio", ("audio",)) + norm
