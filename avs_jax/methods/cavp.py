@@ -177,10 +177,11 @@ def create(
       audio_channels: 1, or 2 for stereo.
       compute_dtype: "float32" or "bfloat16"; parameters, statistics, losses and scores stay float32.
     Returns:
-      A method that hears through "waveform". Batches hold `frames` (B, T, H, W, 3), any H and W, `audio` (B, T, samples)
-      or (B, T, 2, samples), and for the loss `labels`, `labelled`, optionally `valid`, and with the pairing loss `audio_shuffled` like
-      `audio` and `match` (B, K). Each frame is an image with a sound of its own (T = 1 in VPO). Parameter groups:
-      "encoder", "segment", "fusion" and "audio"; those of the first two without decay end in "/no_decay".
+      A method that hears through "waveform". Batches hold `frames` (B, T, H, W, 3), any H and W, `audio` (B, T,
+      samples) or (B, T, 2, samples), and for the loss `labels`, `labelled`, optionally `valid`, and with the pairing
+      loss `audio_shuffled` like `audio` and `match` (B, K). Each frame is an image with a sound of its own (T = 1 in
+      VPO). Parameter groups: "encoder", "segment", "fusion" and "audio"; those of the first two without decay end in
+      "/no_decay".
     Raises:
       InputError: an option out of its range.
     """
