@@ -104,3 +104,29 @@ def write_vggsound(root: Path, per_class: int = 3, names=("airplane", "car", "do
 def contents(root: Path) -> dict[str, bytes]:
     """Relative path -> content of every file."""
     return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def write_single_plus(root: Path, others: Path) -> Path:
+    """Writes AVSBench-Single+ with frames of several sizes, and the sounds that AVS-M replaces its own with."""
+    rng = np.random.default_rng(0)
+    names = ("cat_meowing", "dog_barking", "typing_on_computer_keyboard")
+    numbers = {"cat_meowing": 4, "dog_barking": 7, "typing_on_computer_keyboard": 23}
+    lines = ["index,name,category,split,vgg_file"]
+    for folder in ("frames", "labels", "salient_labels", "audios"):
+        (root / folder).mkdir(parents=True)
+    others.mkdir(parents=True)
+    for split, count in (("train", 4), ("val", 2), ("test", 3)):
+        for i in range(count):
+            name, category = f"{split}-clip_{i}", names[i % 3]
+            size = (30 + 4 * i, 50 - 2 * i)
+            labels = np.zeros(size, np.uint8)
+            labels[5:15, 6 + i : 20] = 1
+            Image.fromarray(rng.integers(0, 255, (*size, 3)).astype(np.uint8)).save(root / f"frames/{name}.png")
+            Image.fromarray(labels * numbers[category]).save(root / f"labels/{name}.png")
+            Image.fromarray(labels * 255).save(root / f"salient_labels/{name}.png")
+            tone = np.sin(2 * np.pi * (300 + 10 * i) * np.arange(RATE) / RATE)
+            soundfile.write(root / f"audios/{name}.wav", 0.2 * tone, RATE)
+            soundfile.write(others / f"other{split}{i}.wav", 0.4 * tone[::-1], RATE)
+            lines.append(f'{i},{name},"{category},background",{split},other{split}{i}')
+    (root / "single_plus.csv").write_text("\n".join(lines) + "\n")
+    return root

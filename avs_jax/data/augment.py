@@ -186,8 +186,17 @@ def rescaled_crop(
     out_labels = np.full((len(labels), *crop), IGNORE, np.uint8)
     for k in range(len(frames)):
         out_frames[k, : part[0], : part[1]] = _resize(frames[k], part, bicubic=True, box=box)
-        out_labels[k, : part[0], : part[1]] = _resize(labels[k], part, nearest_pixel=True, box=box)
+    rows, columns = (_nearest(n, m)[o : o + k] for n, m, o, k in zip(labels.shape[1:], size, offset, part, strict=True))
+    out_labels[:, : part[0], : part[1]] = labels[:, rows][:, :, columns]
     return out_frames, out_labels
+
+
+def _nearest(n: int, m: int) -> np.ndarray:
+    """(m,) which of n pixels each of m takes when Pillow resizes to the nearest; it breaks ties in its own way."""
+    from PIL import Image
+
+    line = Image.fromarray(np.arange(n, dtype=np.int32)[None])
+    return np.asarray(line.resize((m, 1), Image.Resampling.NEAREST))[0]
 
 
 def rescale(frames: np.ndarray, labels: np.ndarray, scale: float, corner) -> tuple[np.ndarray, np.ndarray]:
