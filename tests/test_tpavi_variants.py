@@ -260,6 +260,16 @@ def test_pvt_inside_the_method():
         )
 
 
+def test_a_pvt_without_fusion_keeps_no_statistics():
+    method, variables = made(**{**SMALL, "backbone": "pvt_v2_b0", "fusion": "none"})
+    assert set(variables) == {"params"}
+    batch = make_batch()
+    _, (state, metrics) = jax.jit(method.loss)(variables["params"], {}, batch, jax.random.key(0), 0)
+    assert state == {} and np.isfinite(metrics["loss"])
+    again = avs_jax.load_torch(method, avs_jax.to_torch(method, variables))
+    np.testing.assert_array_equal(method.predict(again, batch).logits, method.predict(variables, batch).logits)
+
+
 def test_the_pvt_manifest_is_complete_and_in_order():
     method = avs_jax.create("tpavi", backbone="pvt_v2_b5")
     assert [r.key for r in method.torch_keys.rules] == [*manifest("tpavi_pvt_v2_b5"), *manifest("vggish")]

@@ -50,3 +50,8 @@ def training_mask(batch):
     if "valid" in batch:
         mask = mask & jnp.asarray(batch["valid"])[:, None, None, None]
     return mask
+
+
+def statistics(variables) -> dict:
+    """{"batch_stats": running statistics}, or nothing where no layer keeps any (a PVT without fusion)."""
+    return {k: variables[k] for k in ("batch_stats",) if k in variables}

@@ -12,7 +12,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.losses.contrastive import pairing_loss
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.methods import Method, Prediction
-from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, training_mask
+from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, statistics, training_mask
 from avs_jax.models import torch_keys
 from avs_jax.models.decoders import deeplab, ocr
 from avs_jax.models.encoders import create_encoder
@@ -269,7 +269,7 @@ def _method(network: Network, options: dict) -> Method:
         if paired:
             others, match = pairs_of(batch, network)
             sounds = jnp.concatenate([sounds, others])
-        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+        variables = {"params": params, **statistics(model_state)}
         rngs = None if drop is None else {"dropout": drop}
         output, updated = network.apply(variables, normalise(images), heard(sounds), True, mutable=["batch_stats"],
                                         rngs=rngs)  # fmt: skip
@@ -292,8 +292,7 @@ def _method(network: Network, options: dict) -> Method:
         return network.apply(variables, normalise(images), heard(sounds))
 
     def run(variables, batch) -> Output:
-        used = {k: variables[k] for k in ("params", "batch_stats")}
-        return forward(used, *inputs_of(batch, network))
+        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network))
 
     def predict(variables, batch) -> Prediction:
         logits = run(variables, batch).logits

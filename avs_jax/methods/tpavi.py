@@ -15,7 +15,7 @@ from avs_jax.losses.bce import masked_bce
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.losses.dice import soft_dice
 from avs_jax.methods import Method, Prediction
-from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, training_mask
+from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, statistics, training_mask
 from avs_jax.models import torch_keys
 from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
@@ -259,7 +259,7 @@ def _method(network: Network, options: dict) -> Method:
     def loss(params, model_state, batch, rng, step):
         del step  # nothing here is scheduled
         frames, audio, present = inputs_of(batch, network)
-        variables = {"params": params, "batch_stats": model_state["batch_stats"]}
+        variables = {"params": params, **statistics(model_state)}
         rngs = None if rng is None else {"dropout": rng}  # stochastic depth
         output, updated = network.apply(variables, normalise(frames, present), audio, present, True,
                                         mutable=["batch_stats"], rngs=rngs)  # fmt: skip
@@ -271,8 +271,7 @@ def _method(network: Network, options: dict) -> Method:
         return network.apply(variables, normalise(frames, present), audio, present)
 
     def run(variables, batch) -> Output:
-        used = {k: variables[k] for k in ("params", "batch_stats")}
-        return forward(used, *inputs_of(batch, network))
+        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network))
 
     def predict(variables, batch) -> Prediction:
         logits = run(variables, batch).logits
