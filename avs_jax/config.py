@@ -67,7 +67,11 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.poly_power = 0.9
     c.optimizer.warmup_steps = 0
     c.optimizer.final_scale = 0.0  # the schedule ends at lr * final_scale
-    c.optimizer.groups = ml_collections.ConfigDict()  # learning-rate multiplier per parameter group; 0 freezes it
+    c.optimizer.floor = 0.0  # the rate is never lower
+    c.optimizer.lag = 0  # steps the schedule is late; 1 as in code that sets the rate after each step
+    # Per parameter group a learning-rate multiplier (0 freezes it), or {"scale": multiplier} and options of this
+    # section that it has otherwise: {"name": "adam", "schedule": "constant", "weight_decay": 0.0}
+    c.optimizer.groups = ml_collections.ConfigDict()
     c.optimizer.ema = 0.0  # decay of an exponential moving average of the parameters used for evaluation; 0 = off
 
     c.tagging = (

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import goldens
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -116,6 +117,55 @@ def test_groups_scale_and_freeze():
     assert optimizer.trainable(c, labels) == {"a": True, "b": False, "c": True, "d": False}
 
 
+def test_groups_with_rules_of_their_own(gradients):
+    """SGD with momentum for most, norms without decay, a part ten times as fast, and Adam at a constant rate."""
+    grads, p = gradients
+    c = configs.defaults().optimizer
+    c.update(name="sgd", lr=0.1, momentum=0.9, weight_decay=0.2, schedule="poly")
+    c.groups.update(segment=10.0, audio={"name": "adam", "schedule": "constant", "weight_decay": 0.0})
+    c.groups["odd"] = {"scale": 2.0, "weight_decay": 0.5}
+    c.groups["odd/no_decay"] = {"weight_decay": 0.05}
+    labels = ["encoder", "encoder/no_decay", "segment", "segment/no_decay", "audio", "odd", "odd/no_decay"]
+    labels = {label.replace("/", "_"): label for label in labels}
+    params = {k: jnp.asarray(p) for k in labels}
+    tx = optimizer.make_optimizer(c, labels, total_steps=10)
+    state = tx.init(params)
+    for g in grads:
+        updates, state = tx.update({k: jnp.asarray(g) for k in labels}, state, params)
+        params = optax.apply_updates(params, updates)
+
+    def sgd(scale, decay):
+        x, buffer = p, np.zeros(4)
+        for t, g in enumerate(grads):
+            buffer = 0.9 * buffer + g + decay * x
+            x = x - 0.1 * scale * (1 - t / 10) ** 0.9 * buffer
+        return x
+
+    wanted = {"encoder": sgd(1, 0.2), "encoder_no_decay": sgd(1, 0), "segment": sgd(10, 0.2), "odd": sgd(2, 0.5),
+              "segment_no_decay": sgd(10, 0), "odd_no_decay": sgd(2, 0.05)}  # fmt: skip
+    x, m, v = p, np.zeros(4), np.zeros(4)
+    for t, g in enumerate(grads, 1):
+        x, m, v = adam(x, m, v, g, t, 0.1)
+    for name, value in {**wanted, "audio": x}.items():
+        np.testing.assert_allclose(params[name], value, rtol=1e-5, atol=1e-5, err_msg=name)
+    assert all(jax.tree.leaves(optimizer.trainable(c, labels)))
+    c.groups["segment"] = 0.0
+    moving = optimizer.trainable(c, labels)
+    assert not moving["segment"] and not moving["segment_no_decay"] and moving["encoder_no_decay"]
+
+
+def test_golden_poly_schedule():
+    golden = goldens.load("cavp_pairing")
+    c = configs.defaults().optimizer
+    c.update(lr=1e-3, schedule="poly", poly_power=0.9, floor=1e-8, lag=1)
+    rate = optimizer.learning_rate(c, golden["lr/total"])
+    for iteration, value in zip(golden["lr/iterations"], golden["lr/values"], strict=True):
+        assert float(rate(iteration + 1)) == pytest.approx(value, rel=1e-6)  # it is set for the step after
+    assert rate(0) == rate(1) == jnp.float32(1e-3)
+    c.floor = 1e-5
+    assert float(optimizer.learning_rate(c, golden["lr/total"])(golden["lr/total"])) == pytest.approx(1e-5)
+
+
 @pytest.mark.parametrize(
     "options, expected",
     [
@@ -143,6 +193,13 @@ def test_schedules(options, expected):
         (dict(groups={"encodr": 0.1}), "optimizer.groups.encodr", "'encoder'"),
         (dict(groups={"encoder": -1.0}), "optimizer.groups.encoder", ""),
         (dict(groups={"encoder": 0.0}), "optimizer.groups", ""),
+        (dict(groups={"encoder": {"scale": -1.0}}), "optimizer.groups.encoder", ""),
+        (dict(groups={"encoder": {"decay": 0.1}}), "optimizer.groups.encoder.decay", "weight_decay"),
+        (dict(groups={"encoder": {"lr": 0.1}}), "optimizer.groups.encoder.lr", "scale"),
+        (dict(groups={"encoder": {"name": "adan"}}), "optimizer.groups.encoder.name", "'adam'"),
+        (dict(groups={"encoder": {"b1": 2.0}}), "optimizer.groups.encoder.b1", ""),
+        (dict(groups={"encoder": "fast"}), "optimizer.groups.encoder", ""),
+        (dict(floor=-1.0), "optimizer.floor", ""),
         (dict(warmup_steps=100), "optimizer.warmup_steps", ""),
         (dict(lr=0.0), "optimizer.lr", ""),
         (dict(lr=float("nan")), "optimizer.lr", ""),
