@@ -1,6 +1,10 @@
 """CAVP's contrastive loss: the reference's numbers, what is drawn, and the cases that have nothing to contrast."""
 
 import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import goldens
 import jax
@@ -280,3 +284,32 @@ def test_bad_options_are_refused(maps, change, where):
     options = {"fused": fused, "labels": labels, "match": match} | change
     with pytest.raises(InputError, match=where):
         pairing_loss(**options)
+
+
+MESH = """
+import jax, numpy as np
+from avs_jax.losses.contrastive import pairing_loss
+from avs_jax.training.sharding import layout
+
+assert jax.device_count() == 2
+r = np.random.default_rng(0)
+fused = r.normal(size=(8, 6, 5, 7)).astype(np.float32)
+labels = r.choice([0, 1, 2, 255], (4, 12, 10)).astype(np.uint8)
+match = r.random((4, 3)) < 0.5
+where, key = layout(4), jax.random.key(0)
+for groups in (1, 2):
+    step = jax.value_and_grad(lambda x, y, m: pairing_loss(x, y, m, key=key, max_views=8, groups=groups)[0])
+    alone, alone_grad = jax.jit(step)(*jax.device_put((fused, labels, match), jax.devices()[0]))
+    shared, shared_grad = jax.jit(step, in_shardings=where.data, out_shardings=(where.replicated, where.data))(
+        fused, labels, match)
+    np.testing.assert_allclose(shared, alone, rtol=1e-5)
+    np.testing.assert_allclose(shared_grad, alone_grad, rtol=1e-4, atol=1e-6)
+    assert alone > 0
+"""
+
+
+def test_two_devices_contrast_as_one():
+    environment = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2", "JAX_PLATFORMS": "cpu"}
+    done = subprocess.run([sys.executable, "-c", MESH], cwd=Path(__file__).parent.parent, env=environment,
+                          capture_output=True, text=True)  # fmt: skip
+    assert done.returncode == 0, done.stderr
