@@ -1,6 +1,7 @@
 """A table as Markdown, JSON and a picture: the paper's figures beside ours, with intervals."""
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -111,9 +112,9 @@ def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
     from avs_jax import pictures
 
     labels = list(table.rows)
-    width = 2.2 + 2.9 * len(table.columns)
-    figure = pictures.new_figure(width, 1.5 + 0.42 * len(labels))
-    figure.suptitle(table.title, fontsize=12, weight="bold")
+    width, height = max(2.5 + 2.7 * len(table.columns), 7), 1.6 + 0.42 * len(labels)
+    figure = pictures.new_figure(width, height)
+    figure.suptitle(textwrap.fill(table.title, int(9 * width)), fontsize=12, weight="bold")
     shared = None
     for n, column in enumerate(table.columns):
         axes = shared = figure.add_subplot(1, len(table.columns), n + 1, sharey=shared)
@@ -127,16 +128,16 @@ def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
                 axes.errorbar(found.value, y, xerr=spread, fmt="o", color=OURS, markersize=5, capsize=3, zorder=3)
         axes.set_title(column, fontsize=10)
         axes.set_xlabel("mIoU, %" if _column(table, n).figure == "miou" else "F-score", fontsize=9)
-        axes.set_yticks(range(len(labels)), labels if n == 0 else [""] * len(labels))
+        axes.set_yticks(range(len(labels)), labels)
         axes.set_ylim(len(labels) - 0.5, -0.5)
         axes.margins(x=0.12)
         axes.grid(axis="x", alpha=0.3)
-        axes.tick_params(labelleft=n == 0, left=False)
+        axes.tick_params(axis="y", labelleft=n == 0, length=0)
     entries = [shared.plot([], [], "o", color=PAPER, markerfacecolor="white", markersize=7)[0],
                shared.plot([], [], "o", color=OURS, markersize=5)[0]]  # fmt: skip
     names = ["paper (AVSBench)", f"ours ({_where(setup)}), {_interval(done)}"]
     figure.legend(entries, names, loc="lower center", ncols=2, frameon=False, fontsize=9)
-    figure.tight_layout(rect=(0, 0.5 / (1.5 + 0.42 * len(labels)), 1, 1))
+    figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
     return pictures.save_figure(figure, path)
 
 
