@@ -291,6 +291,7 @@ def build(options: Options, progress: bool = False) -> dict:
         chosen, written, rejected = write_all(options, inputs, journal, progress)
     if not any(chosen.values()) and not inputs.base:
         reasons = ", ".join(f"{entry['count']} x {reason}" for reason, entry in list(rejected.record().items())[:5])
+        _remove_others(options, journal, {})
         journal.remove()
         raise InputError(options.coco, expected="at least one picture that can be used", found=reasons or "none")
     rows = rows_of(options, chosen, written, inputs.base)
