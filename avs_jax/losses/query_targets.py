@@ -61,8 +61,10 @@ def targets_from_labels(labels, labelled, num_classes: int, max_targets: int = 1
         masks = ((labels > 0) & counted)[:, None]
         there = masks.any((2, 3))
     else:
-        area = jax.vmap(lambda c: (labels == c).sum((1, 2)), out_axes=1)(jnp.arange(1, num_classes))  # (F, C)
-        area, chosen = lax.top_k(area, min(max_targets, classes))  # of equal areas the lower class comes first
+        area = jax.vmap(lambda y: jnp.zeros(num_classes, jnp.int32).at[y].add(1, mode="drop"))(
+            labels.reshape(frames, -1)
+        )
+        area, chosen = lax.top_k(area[:, 1:], min(max_targets, classes))  # of equal areas the lower class comes first
         masks, there = labels[:, None] == chosen[:, :, None, None] + 1, area > 0
     pad = max_targets - chosen.shape[1]
     chosen, there = (jnp.pad(x, ((0, 0), (0, pad))) for x in (chosen, there))
