@@ -14,7 +14,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.models.layers import wide
 
 RULES = ("argmax", "semantic")
-BLOCK = 16  # queries whose masks exist at full size at a time
+BLOCK = {"argmax": 4, "semantic": 16}  # queries whose masks exist at full size at a time; few of them are objects
 
 
 class Segmentation(NamedTuple):
@@ -102,7 +102,7 @@ def _best_queries(class_logits, mask_logits, size, classes):
     """Score, winner and its class, (F, H, W), and the best score of each class (F, C, H, W), or None for one class."""
     p, c, kept = _classified(class_logits)
     frames, n = p.shape
-    block = min(BLOCK, n)
+    block = min(BLOCK["argmax"], n)
     order = jnp.argsort(~kept, axis=1, stable=True)  # the objects first, in their order: ties go to the first query
     order = jnp.pad(order, ((0, 0), (0, -n % block)))  # not objects, as far as they are looked at
     score = jnp.full((frames, *size), -1.0, p.dtype)
@@ -138,7 +138,7 @@ def semantic_scores(class_logits, mask_logits, size=None):
     p = jax.nn.softmax(class_logits.astype(wide(class_logits.dtype)))[..., :-1]
     size = tuple(mask_logits.shape[-2:]) if size is None else tuple(size)
     frames, n, classes = p.shape
-    block = min(BLOCK, n)
+    block = min(BLOCK["semantic"], n)
     p = jnp.pad(p, ((0, 0), (0, -n % block), (0, 0)))
 
     def step(i, total):
