@@ -15,6 +15,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import he_normal
 from avs_jax.models.layers import BatchNorm, Conv, max_pool
+from avs_jax.models.unfused import unfused
 
 SIZES = {  # name: (blocks per layer, bottleneck?)
     "resnet10": ((1, 1, 1, 1), False),  # for small experiments; torchvision has no such file
@@ -50,13 +51,14 @@ class Block(nn.Module):
         y = x
         for i, (features, kernel, stride, dilation) in enumerate(layout, 1):
             y = conv(features, kernel, stride, self.dtype, f"conv{i}", dilation)(y)
-            y = BatchNorm(frozen=self.frozen_norm, name=f"bn{i}")(y, train)
+            norm = BatchNorm(frozen=self.frozen_norm, name=f"bn{i}")
+            y = norm(y, train)
             if i < len(layout):
                 y = jax.nn.relu(y)
         if self.project:
             x = conv(layout[-1][0], 1, self.stride, self.dtype, "shortcut_conv")(x)
             x = BatchNorm(frozen=self.frozen_norm, name="shortcut_bn")(x, train)
-        return jax.nn.relu(x + y)
+        return unfused(jax.nn.relu(x + y), norm.variables["params"]["scale"])
 
 
 def conv(features, kernel, stride, dtype, name, dilation=1):
