@@ -181,19 +181,21 @@ def config_of(run: Run, setup: Setup, seed: int):
 
 
 def _override(config, field: str, value) -> None:
+    """Sets a field. Sections `data` and `method` take any option: the data set and the method know theirs."""
     section, names = config, field.split(".")
     for depth, name in enumerate(names):
-        if not hasattr(section, "items") or name not in section:
-            known = list(section) if hasattr(section, "items") else []
+        last = depth == len(names) - 1
+        known = list(section) if hasattr(section, "items") else []
+        if name not in known and not (last and depth and known and names[0] in ("data", "method")):
             raise InputError(f"--config.{field}", expected="a field of every run's recipe", found=repr(name),
                              hint=nearest(name, known) if known else "")  # fmt: skip
-        if depth < len(names) - 1:
+        if not last:
             section = section[name]
+    present = section.get(names[-1])
     try:
-        section[names[-1]] = type(section[names[-1]])(value) if isinstance(value, list) else value
+        section[names[-1]] = tuple(value) if isinstance(present, tuple) and isinstance(value, list) else value
     except TypeError:
-        kind = type(section[names[-1]]).__name__
-        raise InputError(f"--config.{field}", expected=kind, found=repr(value)) from None
+        raise InputError(f"--config.{field}", expected=type(present).__name__, found=repr(value)) from None
 
 
 def _key(config, start: str) -> str:

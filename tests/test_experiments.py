@@ -144,6 +144,15 @@ def test_overrides_of_the_length_and_of_tuples():
     assert (config.steps, config.epochs, config.augment.scale) == (5, 0.0, (0.5, 1.0))
 
 
+def test_overrides_add_options_of_data_and_method_only():
+    run = Run("x", "configs/tpavi.py", {})
+    config = job_of(run, Setup(overrides=(("data.test.front_end", "vggish"), ("method.attend", "frame"))), 0).config
+    assert (config.data.test.front_end, config.method.attend) == ("vggish", "frame")
+    for field in ("optimizer.rate", "data.tset.length", "method.name.x", "data2"):
+        with pytest.raises(InputError, match=f"--config.{field}: expected a field"):
+            job_of(run, Setup(overrides=((field, 1),)), 0)
+
+
 # ---- The machinery, on a method that trains in seconds
 
 
