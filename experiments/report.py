@@ -220,7 +220,7 @@ def _legend(table: Table, setup: Setup, done: Done) -> str:
 def _notes(table: Table, setup: Setup) -> list[str]:
     notes = list(table.notes)
     if (setup.dataset, setup.scale) != ("avsbench", "full"):
-        notes.insert(0, "The two sides are not comparable in size, only in the order of their rows: ours come from "
+        notes.insert(0, "The two sides cannot be compared in size: ours come from "
                         + ("another world and " if setup.dataset != "avsbench" else "")
                         + ("a far smaller network and a far shorter training" if setup.scale == "tiny"
                            else "no pretrained weights") + ".")  # fmt: skip

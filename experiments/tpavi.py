@@ -1,6 +1,6 @@
 """Runs of TPAVI that several of its tables share (Zhou et al., Audio-visual segmentation, ECCV 2022)."""
 
-from experiments.tables import Run
+from experiments.tables import Run, Setup
 
 RECIPE = "configs/tpavi.py"
 PAPER = "Zhou et al., ECCV 2022"
@@ -31,3 +31,11 @@ def tpavi(setting: str, backbone: str, *, fusion: str = "va", stages: str = "123
 def published(setting: str, backbone: str, **options) -> Run:
     """The system of table 3: cross-entropy alone for S4, with the mapping loss for MS3."""
     return tpavi(setting, backbone, avm="av" if setting == "ms3" else "none", **options)
+
+
+def notes(setup: Setup, *more: str) -> tuple[str, ...]:
+    """A table's notes, with what the tiny scale puts in the place of what the rows and columns are called."""
+    if setup.scale == "full":
+        return more
+    stand_ins = "ResNet50 stands for a narrow ResNet-10 and PVT-v2 for a narrow PVT-v2-b0, without public weights"
+    return (*more, f"At the tiny scale {stand_ins}, and a soft Dice loss is added to the cross-entropy.")

@@ -10,7 +10,7 @@ import sys
 
 from experiments import command
 from experiments.tables import Cell, Setup, Table
-from experiments.tpavi import PAPER, published, tpavi
+from experiments.tpavi import PAPER, notes, published, tpavi
 
 FIGURES = {"TPAVI": 72.79, "without the four 1x1x1 convolutions": 59.21, "without a pretrained encoder": 44.05}
 
@@ -34,7 +34,7 @@ def table(setup: Setup) -> Table:
     runs = run(), run(fusion="no_projection"), run(pretrained=False)
     rows = {label: [Cell(paper, one)] for (label, paper), one in zip(FIGURES.items(), runs, strict=True)}
     title = f"In the text: without the 1x1x1 convolutions, and without pretraining ({PAPER})"
-    return Table("tpavi_no_pretraining", title, "method", ("S4 ResNet50",), rows, (note,), baseline="TPAVI")
+    return Table("tpavi_no_pretraining", title, "method", ("S4 ResNet50",), rows, notes(setup, note), baseline="TPAVI")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import sys
 
 from experiments import command
 from experiments.tables import Cell, Setup, Table
-from experiments.tpavi import BACKBONES, PAPER, tpavi
+from experiments.tpavi import BACKBONES, PAPER, notes, tpavi
 
 FIGURES = {  # mIoU ResNet50, mIoU PVT-v2, F ResNet50, F PVT-v2
     "BCE": ("none", (46.64, 53.06, 0.558, 0.626)),
@@ -26,7 +26,7 @@ def table(setup: Setup) -> Table:
         for label, (avm, figures) in FIGURES.items()
     }  # fmt: skip
     return Table("tpavi_table6", f"Table 6: audio-visual mapping losses on MS3 ({PAPER})", "objective",
-                 tuple(columns), rows, baseline="BCE")  # fmt: skip
+                 tuple(columns), rows, notes(setup), baseline="BCE")  # fmt: skip
 
 
 if __name__ == "__main__":

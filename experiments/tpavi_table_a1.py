@@ -8,7 +8,7 @@ import sys
 
 from experiments import command
 from experiments.tables import Cell, Setup, Table
-from experiments.tpavi import BACKBONES, PAPER, SETTINGS, published
+from experiments.tpavi import BACKBONES, PAPER, SETTINGS, notes, published
 
 FIGURES = {  # S4 ResNet50, S4 PVT-v2, MS3 ResNet50, MS3 PVT-v2
     "1": (68.55, 78.30, 41.62, 46.16),
@@ -35,7 +35,7 @@ def table(setup: Setup) -> Table:
         "stages",
         tuple(columns),
         rows,
-        (note,),
+        notes(setup, note),
         baseline="1, 2, 3, 4",
     )
 

@@ -8,7 +8,7 @@ import sys
 
 from experiments import command
 from experiments.tables import Cell, Setup, Table
-from experiments.tpavi import BACKBONES, PAPER, published, tpavi
+from experiments.tpavi import BACKBONES, PAPER, notes, published, tpavi
 
 FIGURES = {  # from scratch: ResNet50, PVT-v2; from S4: ResNet50, PVT-v2
     "without TPAVI": (43.56, 48.21, 45.50, 50.59),
@@ -30,7 +30,7 @@ def table(setup: Setup) -> Table:
                 start = tpavi("s4", backbone, fusion="none") if from_s4 else None
                 cells.append(Cell(paper, tpavi("ms3", backbone, fusion="none", start=start)))
         rows[label] = cells
-    notes = (
+    said = (
         "\"From scratch\" is the paper's word: the encoders start from ImageNet's weights.",
         "With TPAVI, MS3 is trained with the audio-visual mapping loss; without it there is no sound to map.",
     )
@@ -40,7 +40,7 @@ def table(setup: Setup) -> Table:
         "method",
         tuple(columns),
         rows,
-        notes,
+        notes(setup, *said),
         baseline="without TPAVI",
     )
 
