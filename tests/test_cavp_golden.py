@@ -59,10 +59,8 @@ CASES = {  # file: (options, {case: image shape, seed, spectrogram shape, seed},
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", [
-    "cavp_deeplab_r50_vgg_os16",
-    *(pytest.param(n, marks=pytest.mark.slow) for n in CASES if n != "cavp_deeplab_r50_vgg_os16"),
-])  # fmt: skip
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CASES)
 def test_network(name):
     options, cases, tolerance = CASES[name]
     g = load(name)
