@@ -34,16 +34,15 @@ class Setting(NamedTuple):
     classes: int
     audio_encoder: str
     output_stride: int
-    seconds: int
 
 
 SETTINGS = {
-    "vpo_ss": Setting(22, "resnet18", 8, 3),
-    "vpo_ms": Setting(22, "resnet18", 8, 3),
-    "vpo_msmi": Setting(22, "resnet18", 8, 3),
-    "single_plus": Setting(24, "vggish", 16, 1),
-    "salient": Setting(2, "vggish", 16, 1),
-    "avss": Setting(71, "vggish", 16, 1),
+    "vpo_ss": Setting(22, "resnet18", 8),
+    "vpo_ms": Setting(22, "resnet18", 8),
+    "vpo_msmi": Setting(22, "resnet18", 8),
+    "single_plus": Setting(24, "vggish", 16),
+    "salient": Setting(2, "vggish", 16),
+    "avss": Setting(71, "vggish", 16),
 }
 
 

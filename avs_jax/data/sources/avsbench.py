@@ -54,7 +54,7 @@ LAYOUTS = {
 }
 
 
-class AVSBenchSource:
+class AVSBenchSource(files.FileSource):
     """A random-access source of AVSBench clips (see `avs_jax.data.sources.Source`).
 
     Only the table is read at construction; what is wrong with a clip's files is told when the clip is read, or by
@@ -107,17 +107,6 @@ class AVSBenchSource:
         self.ids = tuple(row.id for row in self._rows)
         self.categories = tuple(row.category for row in self._rows)  # "" in MS3
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Clip:
-        """Clip `index` as the record of `avs_jax.data.clip`.
-
-        Raises:
-          InputError: naming the first file of the clip that is missing or wrong.
-        """
-        return {**self.visual(index), "audio": self.audio(index)}
-
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`."""
         row = self._row(index)
@@ -147,10 +136,6 @@ class AVSBenchSource:
         path = self._path(self._row(index), self.layout.wav)
         return path if path.is_file() else None
 
-    def problems(self, index: int) -> list[InputError]:
-        """Everything that is wrong with clip `index`, not only the first."""
-        return files.problems(self._checks(self._row(index)))
-
     def fingerprint(self) -> dict:
         """JSON-able identity. The folder is no part of it: a data set may move."""
         return {
@@ -171,9 +156,6 @@ class AVSBenchSource:
     @property
     def _num_masks(self) -> int:
         return self.layout.train_masks if self.split == "train" else NUM_FRAMES
-
-    def _row(self, index) -> Row:
-        return self._rows[files.position(index, len(self))]
 
     def _path(self, row: Row, template: str, k: int = 0) -> Path:
         return self.root / template.format(split=self.split, category=row.category, id=row.id, k=k)

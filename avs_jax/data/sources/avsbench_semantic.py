@@ -20,7 +20,7 @@ MAX_CLASSES = IGNORE  # 0 .. 254: labels are bytes, and 255 is taken
 TABLE, CLASSES = "metadata.csv", "label2idx.json"
 
 
-class AVSBenchSemanticSource:
+class AVSBenchSemanticSource(files.FileSource):
     """A random-access source of AVSBench-semantic clips (see `avs_jax.data.sources.Source`).
 
     A clip lies in `<root>/<label>/<uid>/`: `frames/<k>.jpg`, `labels_rgb/<k>.png` (k from 0; classes as colours, see
@@ -93,17 +93,6 @@ class AVSBenchSemanticSource:
         self.ids = tuple(row.id if times[row.id] == 1 else f"{row.category}_{row.id}" for row in rows)
         self.parts = tuple(row.category for row in rows)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Clip:
-        """Clip `index` as the record of `avs_jax.data.clip`.
-
-        Raises:
-          InputError: naming the first file of the clip that is missing or wrong.
-        """
-        return {**self.visual(index), "audio": self.audio(index)}
-
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`."""
         index = files.position(index, len(self))
@@ -143,10 +132,6 @@ class AVSBenchSemanticSource:
         path = self._folder(self._row(index)) / "audio.wav"
         return path if path.is_file() else None
 
-    def problems(self, index: int) -> list[InputError]:
-        """Everything that is wrong with clip `index`, not only the first."""
-        return files.problems(self._checks(self._row(index)))
-
     def fingerprint(self) -> dict:
         """JSON-able identity. The folder is no part of it: a data set may move."""
         return {
@@ -166,9 +151,6 @@ class AVSBenchSemanticSource:
         }
 
     # --- one clip's files ---
-
-    def _row(self, index) -> Row:
-        return self._rows[files.position(index, len(self))]
 
     def _num_masks(self, row: Row) -> int:
         return (TRAIN_MASKS if self.split == "train" else FRAMES)[row.category]

@@ -7,7 +7,38 @@ from pathlib import Path
 
 import numpy as np
 
+from avs_jax.data.clip import Clip
 from avs_jax.errors import InputError, nearest
+
+
+class FileSource:
+    """A random-access source of clips that a table lists and files hold (see `avs_jax.data.sources.Source`).
+
+    A subclass sets `ids` and `_rows`, one entry per clip, and has `visual(index)`, `_audio(row)` and `_checks(row)`,
+    whose functions each raise what they find wrong.
+    """
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def __getitem__(self, index: int) -> Clip:
+        """Clip `index` as the record of `avs_jax.data.clip`.
+
+        Raises:
+          InputError: naming the first file of the clip that is missing or wrong.
+        """
+        return {**self.visual(index), "audio": self.audio(index)}
+
+    def audio(self, index: int) -> np.ndarray:
+        """The record's `audio` of clip `index`."""
+        return self._audio(self._row(index))
+
+    def problems(self, index: int) -> list[InputError]:
+        """Everything that is wrong with clip `index`, not only the first."""
+        return problems(self._checks(self._row(index)))
+
+    def _row(self, index):
+        return self._rows[position(index, len(self))]
 
 
 def choice(option: str, value, valid):

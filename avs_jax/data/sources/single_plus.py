@@ -32,7 +32,7 @@ class Row(NamedTuple):
     also: str = ""
 
 
-class SinglePlusSource:
+class SinglePlusSource(stills.StillSource):
     """A random-access source of AVSBench-Single+, as clips of one frame (see `avs_jax.data.sources.Source`).
 
     The folder holds frames/<name>.png, labels/<name>.png (classes), salient_labels/<name>.png (binary),
@@ -91,26 +91,11 @@ class SinglePlusSource:
         self.ids = tuple(row.id for row in self._rows)
         self.categories = tuple(CLASSES[row.label] for row in self._rows)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Clip:
-        """Clip `index` as the record of `avs_jax.data.clip`.
-
-        Raises:
-          InputError: naming the first file of the clip that is missing or wrong.
-        """
-        return {**self.visual(index), "audio": self.audio(index)}
-
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W)."""
         row = self._row(index)
         frame, labels = self._fit(self._frame(row), lambda size: self._mask(row, size))
         return {"frames": frame[None], "labels": labels[None], "labelled": np.ones(1, bool), "id": row.id}
-
-    def audio(self, index: int) -> np.ndarray:
-        """The record's `audio` of clip `index`."""
-        return self._audio(self._row(index))
 
     def waveform(self, index: int) -> np.ndarray:
         """What is heard of clip `index` before the front end: (samples,) float32 at 16 kHz."""
@@ -124,14 +109,6 @@ class SinglePlusSource:
         """The wav of clip `index`."""
         return self._sound(self._row(index))
 
-    def sounds(self, index: int) -> np.ndarray:
-        """(1, K - 1) bool of `sound_names`: the classes that sound in clip `index`, by the table."""
-        return self.image_classes(index)[None, 1:]
-
-    @property
-    def sound_names(self) -> tuple[str, ...]:
-        return self.class_names[1:]
-
     def image_classes(self, index: int) -> np.ndarray:
         """(K,) bool: the background, and the class that sounds in clip `index`, by the table."""
         label = self._row(index).label
@@ -141,10 +118,6 @@ class SinglePlusSource:
         """Positions of the clips in which this class sounds, (n,) int64."""
         found = [i for i, row in enumerate(self._rows) if (min(row.label, 1) if self._binary else row.label) == label]
         return np.asarray(found, np.int64)
-
-    def problems(self, index: int) -> list[InputError]:
-        """Everything that is wrong with clip `index`, not only the first."""
-        return files.problems(self._checks(self._row(index)))
 
     def fingerprint(self) -> dict:
         """JSON-able identity. The folder is no part of it: a data set may move."""
@@ -160,9 +133,6 @@ class SinglePlusSource:
         }
 
     # --- one clip's files ---
-
-    def _row(self, index) -> Row:
-        return self._rows[files.position(index, len(self))]
 
     def _frame(self, row: Row) -> Path:
         return stills.existing(self.root / "frames", row.id, (".png", ".jpg"))

@@ -16,6 +16,18 @@ from avs_jax.errors import InputError
 FITS = ("none", *images.FITS)
 
 
+class StillSource(files.FileSource):
+    """Pictures with a sound each, of which the table says which classes sound: `image_classes(index)` (K,) bool."""
+
+    def sounds(self, index: int) -> np.ndarray:
+        """(1, K - 1) bool of `sound_names`: the classes that sound in clip `index`, by the table."""
+        return self.image_classes(index)[None, 1:]
+
+    @property
+    def sound_names(self) -> tuple[str, ...]:
+        return self.class_names[1:]
+
+
 @dataclasses.dataclass(frozen=True)
 class Fit:
     """How pictures of any size come to the size that a source yields.

@@ -38,7 +38,7 @@ class Row(NamedTuple):
     also: str = ""
 
 
-class VPOSource:
+class VPOSource(stills.StillSource):
     """A random-access source of VPO's pictures, as clips of one frame (see `avs_jax.data.sources.Source`).
 
     Only the table is read at construction; what is wrong with a picture's files is told when it is read, or by
@@ -94,26 +94,11 @@ class VPOSource:
         self.ids = tuple(row.id for row in self._rows)
         self._labels, self._known = vpo_classes.label_table(self.fold_person)
 
-    def __len__(self) -> int:
-        return len(self.ids)
-
-    def __getitem__(self, index: int) -> Clip:
-        """Clip `index` as the record of `avs_jax.data.clip`.
-
-        Raises:
-          InputError: naming the first file of the clip that is missing or wrong.
-        """
-        return {**self.visual(index), "audio": self.audio(index)}
-
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W)."""
         row = self._row(index)
         frame, labels = self._fit(self._picture(row), lambda size: self._mask(row, size))
         return {"frames": frame[None], "labels": labels[None], "labelled": np.ones(1, bool), "id": row.id}
-
-    def audio(self, index: int) -> np.ndarray:
-        """The record's `audio` of clip `index`."""
-        return self._audio(self._row(index))
 
     def waveform(self, index: int) -> np.ndarray:
         """What is heard of clip `index` before the front end: (samples,) or (samples, 2) float32 at 16 kHz."""
@@ -134,14 +119,6 @@ class VPOSource:
         row = self._row(index)
         return self._sound(row.sounding[0]) if len(row.sounding) == 1 else None
 
-    def sounds(self, index: int) -> np.ndarray:
-        """(1, K - 1) bool of `sound_names`: the classes that sound in clip `index`, by the table."""
-        return self.image_classes(index)[None, 1:]
-
-    @property
-    def sound_names(self) -> tuple[str, ...]:
-        return self.class_names[1:]
-
     def image_classes(self, index: int) -> np.ndarray:
         """(K,) bool: the background, and the classes that sound in clip `index`, by the table."""
         return stills.multi_hot([item.label for item in self._row(index).sounding], len(self.class_names))
@@ -151,10 +128,6 @@ class VPOSource:
         wanted = {int(label)}
         found = [i for i, row in enumerate(self._rows) if {item.label for item in row.sounding} == wanted]
         return np.asarray(found, np.int64)
-
-    def problems(self, index: int) -> list[InputError]:
-        """Everything that is wrong with clip `index`, not only the first."""
-        return files.problems(self._checks(self._row(index)))
 
     def fingerprint(self) -> dict:
         """JSON-able identity. The folder is no part of it: a data set may move."""
@@ -172,9 +145,6 @@ class VPOSource:
         }
 
     # --- one clip's files ---
-
-    def _row(self, index) -> Row:
-        return self._rows[files.position(index, len(self))]
 
     def _path(self, row: Row, below: str, name: str) -> Path:
         return (self.root.parent / row.folder if row.folder else self.root) / below / name
