@@ -46,6 +46,10 @@ def defaults() -> ml_collections.ConfigDict:
     c.augment.crop = 0  # side that clips of any size are padded and cropped to; 0 = off
     c.augment.scales = ()  # with crop: factors to draw from, in place of the range above
 
+    c.pairing = ml_collections.ConfigDict()  # of methods that also hear other clips' sounds in training
+    c.pairing.rule = "class"  # class | exact: when a label stays under another clip's sound
+    c.pairing.rate = 0.5  # share of the pairs that do not match which get a sound that does
+
     c.loader = ml_collections.ConfigDict()
     c.loader.workers = 0  # processes; 0 loads in threads of this one
     c.loader.threads = 2  # per process

@@ -49,7 +49,8 @@ def train(config, workdir) -> Result:
     source = build.build_source(config, "train")
     layout = sharding.layout(config.batch_size)
     total = build.total_steps(config, len(source))
-    order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict())
+    order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict(),
+                 pairing=build.pairing(config, method, source))  # fmt: skip
     identity = {"config": build.identity(config), "data": pipeline.identity(source, **order)}
 
     # ---- Shapes before arrays

@@ -46,6 +46,7 @@ class Method:
       features: (variables, batch) -> {"visual": {name: (B, T, h, w, C)}, "audio": {name: (B, T, D)}}, or None: the maps
         that masks are made of, and each frame's sound as the method hears it ("embedding": the audio encoder's output),
         for pictures. "audio" is empty where nothing is heard.
+      paired: training batches also hold other clips' sounds, `audio_shuffled` and `match` (`avs_jax.data.pairing`).
       embed_audio: (params["audio"], windows of sound (N, ...) float32) -> (N, D) float32, the audio encoder alone, so
         that a frozen one runs once per clip; None where there is nothing to cache.
     """
@@ -62,6 +63,7 @@ class Method:
     attention: Callable | None = None
     features: Callable | None = None
     embed_audio: Callable | None = None
+    paired: bool = False
 
 
 def create(name: str, **options) -> Method:

@@ -316,6 +316,7 @@ def _method(network: Network, options: dict) -> Method:
         param_groups=param_groups,
         torch_keys=torch_table(network),
         attention=attention if network.fusion == "attention" else None,
+        paired=paired,
     )
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from avs_jax import config as configs
 from avs_jax import metrics
 from avs_jax.data.clip import validate
+from avs_jax.data.pairing import Pairing, class_table
 from avs_jax.data.pipeline import Cached
 from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
@@ -51,6 +52,15 @@ def build_source(config, split: str):
 def cached(config, source):
     """The source, kept in memory where the `loader` section says so."""
     return Cached(source) if config.loader.cache else source
+
+
+def pairing(config, method, source) -> Pairing | None:
+    """Whose sound each clip also hears in training, for a method that asks for it; by the `pairing` section.
+
+    Raises:
+      InputError: an option out of its range.
+    """
+    return Pairing(class_table(source), config.seed, **config.pairing) if method.paired else None
 
 
 def total_steps(config, clips: int) -> int:

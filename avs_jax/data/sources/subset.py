@@ -49,6 +49,15 @@ class Subset:
         index = self._of_source(index)
         return self.source.audio_origin(index) if hasattr(self.source, "audio_origin") else None
 
+    def __getattr__(self, name):
+        """What only some sources have: the sounds and classes of each clip, and the sounds' names."""
+        if name in ("sounds", "image_classes"):
+            of_clip = getattr(self.source, name)
+            return lambda index: of_clip(self._of_source(index))
+        if name == "sound_names":
+            return self.source.sound_names
+        raise AttributeError(f"'{type(self).__name__}' object has no attribute '{name}'")
+
     def fingerprint(self) -> dict:
         """The source's own, and which of its clips."""
         chosen = hashlib.sha256(self.indices.astype("<i8").tobytes()).hexdigest()[:16]
