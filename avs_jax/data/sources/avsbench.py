@@ -70,6 +70,7 @@ class AVSBenchSource(files.FileSource):
       sound: "log_mel" reads the pickled log-mel tensors, "wav" computes the front end from the wav, "auto" takes
         the pickle where there is one. Pickles hold VGGish's log-mel, so another front end needs "wav".
       resampler: for wav files that are not 16 kHz (`avs_jax.data.audio.resample`).
+      seconds: of sound that the "waveform" front end hears with each frame; None = its default.
     Raises:
       InputError: an option outside these, or a folder or table that is not AVSBench's.
     """
@@ -87,6 +88,7 @@ class AVSBenchSource(files.FileSource):
         front_end: str = "vggish",
         sound: str = "auto",
         resampler: str = "kaiser_best",
+        seconds: float | None = None,
     ):
         if setting not in LAYOUTS:  # AVSS has a source of its own, which `create_source` gives
             valid = (*LAYOUTS, "avss")
@@ -97,8 +99,7 @@ class AVSBenchSource(files.FileSource):
         self.sound = files.choice("sound", sound, ("auto", "log_mel", "wav"))
         self.image_size, self.resize = files.size_of(image_size), bool(resize)
         self.resampler = files.choice("resampler", resampler, audio.RESAMPLERS)
-        files.choice("front_end", front_end, audio.FRONT_ENDS)
-        self.front_end = audio.front_end(front_end, resampler=resampler)
+        self.front_end = files.front_end_of(front_end, resampler=resampler, seconds=seconds)
         if front_end != "vggish" and sound != "wav":
             raise InputError("data.sound", expected=f"'wav' with front end '{front_end}'", found=repr(sound))
         self.layout = LAYOUTS[setting]
@@ -146,7 +147,7 @@ class AVSBenchSource(files.FileSource):
             "ids": files.digest(self.ids),
             "image_size": list(self.image_size),
             "resize": self.resize,
-            "front_end": self.front_end.name,
+            **files.heard_through(self.front_end),
             "sound": self.sound,
             "resampler": self.resampler,
         }

@@ -46,6 +46,7 @@ class AVSBenchSemanticSource(files.FileSource):
         score them, or "ignore" (255), which leaves them out of every figure.
       unknown: what a colour that is no class's is: "background", as in the public code, or "ignore". `problems` tells
         of such colours either way.
+      seconds: of sound that the "waveform" front end hears with each frame; None = its default.
     Raises:
       InputError: an option outside these, or a folder, table or list of classes that is not AVSBench-semantic's.
     """
@@ -65,6 +66,7 @@ class AVSBenchSemanticSource(files.FileSource):
         subsets: str | Sequence[str] = tuple(FRAMES),
         absent: str = "background",
         unknown: str = "background",
+        seconds: float | None = None,
     ):
         files.choice("setting", setting, ("avss",))
         self.split = files.choice("split", split, SPLITS)
@@ -73,9 +75,8 @@ class AVSBenchSemanticSource(files.FileSource):
         self.fit = ("crop" if split == "train" else "squash") if fit == "auto" else fit
         files.choice("sound", sound, ("wav", "auto"))
         self.resampler = files.choice("resampler", resampler, audio.RESAMPLERS)
-        files.choice("front_end", front_end, audio.FRONT_ENDS)
         padding = {"pad": "zero"} if front_end == "vggish" else {}
-        self.front_end = audio.front_end(front_end, resampler=resampler, **padding)
+        self.front_end = files.front_end_of(front_end, resampler=resampler, seconds=seconds, **padding)
         self.subsets = _subsets(subsets)
         fill = {"background": 0, "ignore": IGNORE}
         self._absent = fill[files.choice("absent", absent, fill)]
@@ -144,7 +145,7 @@ class AVSBenchSemanticSource(files.FileSource):
             "classes": files.digest(self.class_names),
             "image_size": list(self.image_size),
             "fit": self.fit,
-            "front_end": self.front_end.name,
+            **files.heard_through(self.front_end),
             "resampler": self.resampler,
             "absent": self._absent,
             "unknown": self._unknown,

@@ -1,5 +1,6 @@
 """What sources that read folders of images share: checked options, folders that must hold certain images, problems."""
 
+import dataclasses
 import hashlib
 import operator
 from collections.abc import Callable, Iterable, Sequence
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from avs_jax.data import audio
 from avs_jax.data.clip import Clip
 from avs_jax.errors import InputError, nearest
 
@@ -56,6 +58,28 @@ def size_of(image_size: int | Sequence[int]) -> tuple[int, int]:
     if len(size) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in size):
         raise InputError("data.image_size", expected="a side in pixels, or (height, width)", found=repr(image_size))
     return size
+
+
+def front_end_of(name: str, **options):
+    """The front end `data.front_end`. Options that are None are left to its defaults.
+
+    Raises:
+      InputError: an unknown name, or `data.<option>` for a front end that has no such option.
+    """
+    choice("front_end", name, audio.FRONT_ENDS)
+    fields = {field.name for field in dataclasses.fields(audio.FRONT_ENDS[name]) if field.init}
+    given = {option: value for option, value in options.items() if value is not None}
+    for option, value in given.items():
+        if option not in fields:
+            hint = f"Leave it out, or choose another of data.front_end: {', '.join(audio.FRONT_ENDS)}."
+            raise InputError(f"data.{option}", expected=f"nothing with front end '{name}'", found=repr(value), hint=hint)
+    return audio.front_end(name, **given)
+
+
+def heard_through(front_end) -> dict:
+    """What a fingerprint says of a front end: its name, and the seconds that it hears where these are an option."""
+    seconds = {"seconds": front_end.seconds} if hasattr(front_end, "seconds") else {}
+    return {"front_end": front_end.name, **seconds}
 
 
 def position(index, length: int) -> int:

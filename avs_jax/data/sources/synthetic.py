@@ -27,9 +27,8 @@ import operator
 
 import numpy as np
 
-from avs_jax.data import audio
 from avs_jax.data.clip import IGNORE, Clip
-from avs_jax.data.sources import synthetic_looks, synthetic_timbres
+from avs_jax.data.sources import files, synthetic_looks, synthetic_timbres
 from avs_jax.data.sources.synthetic_scene import (
     CLASSES,
     DIFFICULTIES,
@@ -43,6 +42,7 @@ from avs_jax.errors import InputError, nearest
 SPLITS = {"train": 3000, "val": 200, "test": 200}  # default lengths
 SETTINGS = ("single", "multi", "semantic")
 SCHEDULES = ("persist", "per_second")
+MIDDLE = slice(NUM_FRAMES // 2, NUM_FRAMES // 2 + 1)  # the frame of a still
 _LOOK, _SOUND, _PIXELS, _WAVEFORM = range(4)  # random streams of one clip
 _VERSION = 1  # part of the fingerprint: raise it when the same options give other clips
 
@@ -59,11 +59,13 @@ class SyntheticSource:
       seed: of the whole world.
       difficulty: "easy", "medium" or "hard" (`synthetic_scene.DIFFICULTIES`).
       front_end: name of what turns the waveform into `audio` (`avs_jax.data.audio`).
+      seconds: of sound that the "waveform" front end hears with each frame; None = its default.
+      still: one picture a clip, the middle second's frame, labelled, with the clip's sound: what VPO is made of. For
+        the schedule "persist".
     Raises:
       InputError: an option outside these, naming the nearest valid one.
     """
 
-    num_frames = NUM_FRAMES
     sample_rate = synthetic_timbres.SAMPLE_RATE
     sound_names = CLASSES  # columns of `sounds`
 
@@ -77,6 +79,8 @@ class SyntheticSource:
         seed: int = 0,
         difficulty: str = "easy",
         front_end: str = "vggish",
+        seconds: float | None = None,
+        still: bool = False,
     ):
         self.split = _choice("split", split, SPLITS)
         self.setting = _choice("setting", setting, SETTINGS)
@@ -84,7 +88,10 @@ class SyntheticSource:
         self.difficulty = _choice("difficulty", difficulty, DIFFICULTIES)
         if setting == "single" and schedule != "persist":
             raise InputError("data.schedule", expected="'persist' for setting 'single'", found=repr(schedule))
-        self.front_end = audio.front_end(front_end)
+        if still and schedule != "persist":
+            raise InputError("data.still", expected=f"False with schedule '{schedule}'", found=repr(still))
+        self.still, self.num_frames = bool(still), 1 if still else NUM_FRAMES
+        self.front_end = files.front_end_of(front_end, seconds=seconds)
         self.seed = _integer("seed", seed, 0)
         self.image_size = _size(image_size)
         self.class_names = ("background", *(CLASSES if setting == "semantic" else ("sounding",)))
@@ -105,7 +112,9 @@ class SyntheticSource:
         frames, instances = self._draw(scene, index)
         labels = self._labels(scene, instances)
         labelled = np.ones(NUM_FRAMES, bool)
-        if self.setting == "single" and self.split == "train":
+        if self.still:
+            frames, labels, labelled = frames[MIDDLE], labels[MIDDLE], labelled[MIDDLE]
+        elif self.setting == "single" and self.split == "train":
             labelled[1:] = False
             labels[1:] = IGNORE
         return {
@@ -131,15 +140,16 @@ class SyntheticSource:
 
     def instances(self, index: int) -> np.ndarray:
         """(T, H, W) uint8: k + 1 where object k of the scene is visible, sounding or silent; 0 background."""
-        return self._draw(self.scene(index), index)[1]
+        instances = self._draw(self.scene(index), index)[1]
+        return instances[MIDDLE] if self.still else instances
 
     def waveform(self, index: int) -> np.ndarray:
         """(80000,) float32 in [-1, 1], 16 kHz."""
         return self._mix(self.scene(index), index)
 
     def audio(self, index: int) -> np.ndarray:
-        """The record's `audio` of clip `index`: (T, 96, 64) float32 log-mel."""
-        return self.front_end(self.waveform(index), self.sample_rate, NUM_FRAMES)
+        """The record's `audio` of clip `index`: (T, 96, 64) float32 log-mel, or what another front end makes."""
+        return self.front_end(self.waveform(index), self.sample_rate, self.num_frames)
 
     def audio_origin(self, index: int):
         """What `audio(index)` is a function of; no file is read."""
@@ -153,7 +163,7 @@ class SyntheticSource:
         heard = np.zeros((NUM_FRAMES, len(CLASSES)), bool)
         for source in (*scene.objects, *scene.offscreen):
             heard[:, source.class_index - 1] |= source.sounding
-        return heard
+        return heard[MIDDLE] if self.still else heard
 
     def sounding_prior(self, num_objects: int) -> np.ndarray:
         """(2 ** num_objects,) probability of every set of sounding objects; bit k of the index stands for object k."""
@@ -161,6 +171,7 @@ class SyntheticSource:
 
     def fingerprint(self) -> dict:
         """JSON-able identity."""
+        still = {"still": True} if self.still else {}
         return {
             "source": "synthetic",
             "version": _VERSION,
@@ -171,7 +182,8 @@ class SyntheticSource:
             "image_size": list(self.image_size),
             "seed": self.seed,
             "difficulty": self.difficulty,
-            "front_end": self.front_end.name,
+            **files.heard_through(self.front_end),
+            **still,
         }
 
     def _index(self, index) -> int:
