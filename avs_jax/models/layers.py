@@ -11,11 +11,13 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from avs_jax.errors import InputError
 from avs_jax.models.fast_conv import conv2d
 from avs_jax.models.initialise import uniform_fan_in
 
 BN_EPS = 1e-5
 LN_EPS = 1e-5
+GN_EPS = 1e-5
 
 
 def wide(dtype):
@@ -134,6 +136,44 @@ class LayerNorm(nn.Module):
         centred = wide_x - wide_x.mean(-1, keepdims=True)
         var = jnp.square(centred).mean(-1, keepdims=True)
         return (centred * inverse_sqrt(var + self.eps) * scale + bias).astype(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Normalisation over all positions of groups of neighbouring channels, frame by frame, with PyTorch's numbers.
+
+    Two-pass float32 statistics with the biased variance; the result has the input's dtype. Each group of a map of one
+    pixel needs several channels: a single number normalises to zero.
+
+    Args:
+      groups: number of groups; as many as channels where those are fewer.
+    Call:
+      x: (N, ..., C).
+    Raises:
+      InputError: the groups do not divide the channels.
+    """
+
+    groups: int = 32
+    eps: float = GN_EPS
+
+    @nn.compact
+    def __call__(self, x):
+        c = x.shape[-1]
+        groups = min(self.groups, c)
+        if groups < 1 or c % groups:
+            raise InputError("channels", expected=f"a multiple of the norm's {groups} groups", found=str(c),
+                             hint="Choose another number of channels or of groups.")  # fmt: skip
+        scale = self.param("scale", nn.initializers.ones, (c,))
+        bias = self.param("bias", nn.initializers.zeros, (c,))
+        positions = tuple(range(1, x.ndim - 1))
+
+        def mean(y):  # of every group, for each of its channels: (N, 1, ..., 1, C)
+            of_channels = y.mean(positions, keepdims=True)
+            of_groups = of_channels.reshape(*of_channels.shape[:-1], groups, c // groups).mean(-1)
+            return jnp.repeat(of_groups, c // groups, -1)
+
+        wide_x = x.astype(wide(x.dtype))
+        centred = wide_x - mean(wide_x)
+        return (centred * (scale * inverse_sqrt(mean(jnp.square(centred)) + self.eps)) + bias).astype(x.dtype)
 
 
 def inverse_sqrt(x):
