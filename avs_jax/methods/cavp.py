@@ -395,14 +395,11 @@ def example_inputs(network: Network):
 
 def torch_table(network: Network) -> torch_keys.Table:
     """The public checkpoint's keys in their order: image encoder, segmentation, fusion, projector, audio encoder."""
-    encoder = create_encoder(network.backbone, **dict(network.backbone_options))
-    table = encoder.torch_table()
+    encoder = create_encoder(network.backbone, **dict(network.backbone_options)).torch_table()
     prefix = "backbone.backbone." if network.architecture == "deeplab" else "backbone."
-    rules = torch_keys.prefixed(table.rules, prefix, ("encoder",))
-    aliases = {rule.key: (prefix + rule.key,) for rule in table.rules}
-    aliases |= {name: tuple(prefix + key for key in keys) for name, keys in table.aliases.items()}
+    rules = torch_keys.prefixed(encoder.rules, prefix, ("encoder",))
+    parts = {"encoder": torch_keys.part(encoder, prefix)}
     rules += torch_keys.prefixed(_segment_rules(network), "segment.")
-    ignored = table.ignored
     if network.fusion != "none":
         rules += torch_keys.prefixed(_fusion_rules(network), "cross_att.", ("fusion",))
         rules += torch_keys.prefixed(cross_attention.mlp_rules(), "visual_projector.", ("projector",))
@@ -410,8 +407,8 @@ def torch_table(network: Network) -> torch_keys.Table:
         rules += torch_keys.prefixed(audio.torch_table().rules, AUDIO_PREFIX, ("audio",))
         for name, shape in (("weight", (2, network.width)), ("bias", (2,))):  # of a pretext task, never used
             key = f"audio_backbone.cls_head.{name}"
-            rules.append(torch_keys.Rule(key, "unused", (key,), shape=shape))
-    return torch_keys.Table(tuple(rules), aliases, ignored)
+            rules.append(torch_keys.Rule(key, "unused", (key,), shape=shape, part="audio"))
+    return torch_keys.Table(tuple(rules), parts=parts)
 
 
 def _segment_rules(network: Network) -> list[torch_keys.Rule]:
@@ -428,3 +425,4 @@ def _fusion_rules(network: Network) -> list[torch_keys.Rule]:
     if network.fusion == "attention":
         return cross_attention.torch_rules(network.width)
     return cross_attention.broadcast_rules(network.fusion)
+        parts["audio"] = torch_keys.part(audio.torch_table(), AUDIO_PREFIX)

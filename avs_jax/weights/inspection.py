@@ -12,13 +12,13 @@ import jax
 import numpy as np
 
 from avs_jax.errors import InputError
-from avs_jax.methods import create, tpavi
+from avs_jax.methods import cavp, create, tpavi
 from avs_jax.models.encoders import ENCODERS, create_encoder
 from avs_jax.models.torch_keys import Rule
 from avs_jax.weights import matching
 from avs_jax.weights.convert import initial, table_of
 from avs_jax.weights.files import Contents
-from avs_jax.weights.public import KNOWN
+from avs_jax.weights.public import promised_hash
 
 # Candidates whose shapes are compared, after all whose keys are: shapes take a second each. Five Swins share all keys.
 _TRIED = 5
@@ -60,12 +60,12 @@ def summary(path: Path, contents: Contents) -> str:
     bad = [key for key, a in contents.tensors.items() if not np.isfinite(a).all()]
     if bad:
         lines.append(f"WARNING: {len(bad)} tensors hold infinities or NaN, the first is {bad[0]}")
-    promised = re.search(r"-([0-9a-f]{8})\.", path.name)
-    if path.name in KNOWN and promised:
+    promised = promised_hash(path.name)
+    if promised:
         with open(path, "rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
-        same = found == promised[1]
-        note = "as its name says" if same else f"but its name says {promised[1]}: not the published file, or damaged"
+        same = found == promised
+        note = "as its name says" if same else f"but its name says {promised}: not the published file, or damaged"
         lines.append(f"{'' if same else 'WARNING: '}its SHA-256 begins with {found}, {note}")
     return "\n".join(lines)
 
@@ -104,20 +104,25 @@ def needed_by(state_dict, table) -> Callable[[Rule], bool]:
     return lambda rule: not matching.is_audio(rule)
 
 
-def candidates(keys) -> Iterator[Candidate]:
-    """The known models that a file with these keys may be of."""
+def candidates(keys: Mapping[str, np.ndarray]) -> Iterator[Candidate]:
+    """The known models that a state dict may be of."""
     for name in ENCODERS:
         if not name.endswith("resnet10"):  # ours alone: no public file
             yield Candidate.of("encoder", name)
-    if "conv1.0.weight" in keys:
+    if "conv1.0.weight" in keys or "conv3.weight" in keys:
         for name in ("resnet50", "resnet101"):
             yield Candidate.of("encoder", name, stem="deep")
     if "norm0.weight" in keys or "backbone.norm0.weight" in keys:
         for name in ENCODERS:
             if name.startswith("swin_"):
                 yield Candidate.of("encoder", name, output_norms=True)
-    if not any(key.startswith(_TPAVI_KEYS) for key in keys):
-        return
+    if any(key.startswith("segment.") for key in keys):
+        yield _cavp({key: np.shape(array) for key, array in keys.items()})
+    if any(key.startswith(_TPAVI_KEYS) for key in keys):
+        yield from _tpavi(keys)
+
+
+def _tpavi(keys) -> Iterator[Candidate]:
     stages = sorted({int(key[7]) - 1 for key in keys if re.match(r"tpavi_b[1-4]\.", key)})
     parts = {key.split(".")[1] for key in keys if key.startswith("tpavi_b")}
     options = {}
@@ -133,6 +138,36 @@ def candidates(keys) -> Iterator[Candidate]:
         yield Candidate.of("method", "tpavi", words, setting=setting, backbone=backbone, **options)
 
 
+def _cavp(shapes: Mapping[str, tuple[int, ...]]) -> Candidate:
+    """The one CAVP that a checkpoint may be of: keys and shapes tell all that makes a difference to them."""
+    options = {}
+    if "segment.upsample.weight" in shapes:
+        options["architecture"], last = "ocr", "segment.upsample.weight"
+    else:
+        options["architecture"] = "deeplab" if any(k.startswith("segment.aspp.") for k in shapes) else "hrnet"
+        last = "segment.upsample.classifier.weight"
+    if options["architecture"] == "deeplab":
+        options["backbone"] = "resnet101" if "backbone.backbone.layer3.6.conv1.weight" in shapes else "resnet50"
+    vggish = any(k.startswith(f"{cavp.AUDIO_PREFIX}features.") for k in shapes)
+    classes, audio = shapes.get(last, (22,))[0], "vggish" if vggish else "resnet18"
+    hears = any(k.startswith("cross_att.") for k in shapes)
+    fitting = [name for name, setting in cavp.SETTINGS.items() if setting.classes == classes]
+    same = [name for name in fitting if not hears or cavp.SETTINGS[name].audio_encoder == audio]
+    setting = (same or fitting or ["vpo_ss"])[0]
+    if not fitting:
+        options["num_classes"] = classes
+    if not hears:
+        options["fusion"] = "none"
+    elif not any(k.startswith("cross_att.blocks.") for k in shapes):
+        options["fusion"] = "concat" if "cross_att.visual.weight" in shapes else "sum"
+    if hears and cavp.SETTINGS[setting].audio_encoder != audio:
+        options["audio_encoder"] = audio
+    if shapes.get(f"{cavp.AUDIO_PREFIX}conv1.weight", (0, 1))[1:2] == (2,):
+        options["audio_channels"] = 2
+    words = f" (or setting={' or '.join(same[1:])}: the same network)" if same[1:] else ""
+    return Candidate.of("method", "cavp", words, setting=setting, **options)
+
+
 def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.Match] | None:
     """The known model with the fewest faults, and its match; None where half of its keys or more are of no use."""
     ranked = []
@@ -145,7 +180,7 @@ def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.
         needed = needed_by(merged, table)
         keys = {rule.key for rule in table.rules}
         missing = sum(needed(rule) and rule.key not in merged for rule in matching.live(table))
-        unexpected = sum(key not in keys and not key.startswith(table.ignored) for key in merged)
+        unexpected = sum(key not in keys and not matching.is_ignored(key, table) for key in merged)
         if unexpected * 2 < len(merged):
             ranked.append((missing + unexpected, candidate))
     best = None
@@ -167,7 +202,8 @@ def fit_text(state_dict: Mapping[str, np.ndarray]) -> str:
     if not fit.faults:
         lines = [f"fits: {candidate.name}"]
         if not all(rule.key in fit.used for rule in matching.live(fit.table)):
-            lines.append("      but for its audio encoder, which has a file of its own, e.g. vggish-10086976.pth")
+            file = matching.audio_file(fit.table)
+            lines.append(f"      but for its audio encoder, which has a file of its own, e.g. {file}")
         if fit.ignored:
             lines.append(f"      ignored: {', '.join(fit.ignored[:6])}{', ...' if len(fit.ignored) > 6 else ''}")
         return "\n".join(lines)

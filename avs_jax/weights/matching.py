@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.errors import InputError
-from avs_jax.models.torch_keys import Rule, Table
+from avs_jax.models.torch_keys import Part, Rule, Table
 
 SHOWN = 8  # names of each kind in an error
 _COMPARED = 64  # names for which the nearest valid one is looked up: the search is slow
@@ -64,7 +64,7 @@ class Match:
             hint = "Do the options (backbone, setting, width, stages) fit the file? " * bool(self.wrong)
             return hint + "`python -m avs_jax.weights inspect FILE` says which model it fits."
         if self.missing and audio.issuperset(self.missing):
-            return "The audio encoder has a file of its own (vggish-10086976.pth): give both, or partial=True."
+            return f"The audio encoder has a file of its own ({audio_file(self.table)}): give both, or partial=True."
         return "Give every file in one list, or partial=True to leave the missing ones at their initial values."
 
     def require(self, where: object = "weights", *, partial: bool = False, expected: str = "", hint: str = "") -> None:
@@ -83,8 +83,19 @@ class Match:
 
 
 def is_audio(rule: Rule) -> bool:
-    """Whether a rule is of a method's audio encoder, which public code keeps in a file of its own."""
-    return rule.path[0] == "audio"
+    """Whether a rule is of a method's audio encoder, which has published files of its own."""
+    return (rule.part or rule.path[0]) == "audio"
+
+
+def audio_file(table: Table) -> str:
+    """A published file of a method's audio encoder, by example."""
+    part = table.parts.get("audio")
+    return part.published.names[0] if part and part.published else "vggish-10086976.pth"
+
+
+def is_ignored(key: str, table: Table) -> bool:
+    """Whether a merged key is known to be of no use."""
+    return key.startswith((*table.ignored, *(f"{name}: " for name in table.parts)))
 
 
 def live(table: Table) -> list[Rule]:
@@ -92,18 +103,51 @@ def live(table: Table) -> list[Rule]:
     return [rule for rule in table.rules if rule.collection != "unused"]
 
 
-def merge(state_dicts: Sequence[Mapping[str, np.ndarray]], table: Table, where: object = "weights") -> dict:
+def part_of(state_dict: Mapping[str, np.ndarray], table: Table, part: str = "") -> str:
+    """The part of a method that a file holds alone, by that part's own keys; "" where it has the method's keys.
+
+    part: what it is known to be; "": told from the keys, of which the fewest may be missing or of no use.
+    """
+    if not table.parts or not {rule.key for rule in table.rules}.isdisjoint(state_dict):
+        return ""
+
+    def faults(name):
+        own = table.parts[name]
+        keys = {key for key, _ in _named(state_dict, own.namings)}
+        unexpected = sum(key not in own.aliases and not key.startswith(own.ignored) for key in keys)
+        return unexpected + sum(key not in keys for key in own.aliases)
+
+    return part if part in table.parts else min(table.parts, key=faults)
+
+
+def _named(state_dict, namings) -> list[tuple[str, np.ndarray]]:
+    """The items under the keys that all other namings are read by."""
+    naming = next((names for mark, names in namings.items() if mark in state_dict), {})
+    return [(naming.get(key, key), value) for key, value in state_dict.items()]
+
+
+def merge(
+    state_dicts: Sequence[Mapping[str, np.ndarray]], table: Table, where: object = "weights", part: str = ""
+) -> dict:
     """All state dicts as one, under the table's own keys.
 
+    A key of a part's own file that is of no use is named after its part ("encoder: fc.weight").
+
+    Args:
+      part: what the files are known to hold, see `part_of`.
     Raises:
       InputError: a key that is given twice.
     """
     merged, twice = {}, []
     known = {rule.key for rule in table.rules}
     for state_dict in state_dicts:
-        naming = next((names for mark, names in table.namings.items() if mark in state_dict), {})
-        for key, value in ((naming.get(key, key), value) for key, value in state_dict.items()):
-            for name in (key,) if key in known else table.aliases.get(key, (key,)):
+        held = part_of(state_dict, table, part)
+        reading = table.parts[held] if held else Part(table.aliases, namings=table.namings)
+        for key, value in _named(state_dict, reading.namings):
+            names = (key,) if key in known else reading.aliases.get(key, (key,))
+            if names == (key,) and key not in known and key.startswith(reading.ignored):
+                names = (f"{held}: {key}",)
+            for name in names:
                 if name in merged:
                     twice.append(name)
                 merged[name] = value
@@ -127,8 +171,8 @@ def compare(state_dict, table: Table, variables, needed: Callable[[Rule], bool] 
     missing = tuple(r.key for r in live(table) if needed(r) and r.key not in state_dict and (whole or not r.optional))
     foreign = tuple(k for k in used if rules[k].collection != "unused" and not needed(rules[k]))
     others = [k for k in state_dict if k not in rules]
-    ignored = tuple(k for k in others if k.startswith(table.ignored))
-    unexpected = tuple(k for k in others if not k.startswith(table.ignored))
+    ignored = tuple(k for k in others if is_ignored(k, table))
+    unexpected = tuple(k for k in others if not is_ignored(k, table))
     wrong = []
     for key in used:
         value, shape = np.asarray(state_dict[key]), expected_shape(rules[key], rules, variables)
@@ -138,7 +182,8 @@ def compare(state_dict, table: Table, variables, needed: Callable[[Rule], bool] 
             wrong.append((key, str(value.dtype), "floating-point numbers"))
     shapes = {k: tuple(np.shape(state_dict[k])) for k in unexpected[:_COMPARED]}
     near = _nearest(shapes, missing, rules, variables)
-    prefix = _common_prefix(unexpected, {*rules, *table.aliases})
+    aliases = (table.aliases, *(part.aliases for part in table.parts.values()))
+    prefix = _common_prefix(unexpected, set(rules).union(*aliases))
     return Match(table, used, missing, foreign, ignored, unexpected, tuple(wrong), near, prefix)
 
 

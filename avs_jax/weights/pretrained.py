@@ -21,6 +21,8 @@ def load_pretrained(method, variables, section) -> dict:
     `method` names the checkpoint of a whole method (it must hold everything but the audio encoder), or the workdir of
     an earlier run; it wins over `encoder`, the image encoder's own file, and over `audio`, that of the audio encoder,
     which is read only where the method's file lacks it. A method without an audio encoder leaves `audio` unread.
+    Layers that the encoders' own files have in another shape (CAVP's audio encoders: the last layer, a ResNet's first)
+    stay at their initial values.
 
     Args:
       method: an `avs_jax.methods.Method`.
@@ -34,7 +36,8 @@ def load_pretrained(method, variables, section) -> dict:
     """
 
     def find(part):
-        return locate(section[part], field=f"{SECTION}.{part}", folder=section["folder"])
+        published = _published(method, part)
+        return locate(section[part], field=f"{SECTION}.{part}", folder=section["folder"], published=published)
 
     wants_audio = bool(section["audio"]) and "audio" in variables["params"]
     if section["method"]:
@@ -70,12 +73,20 @@ def _load_method(method, variables, path: Path) -> tuple[dict, bool]:
 def _load_part(method, variables, path: Path, part: str) -> dict:
     """A file that must hold the part's variables, all of them and no others of the method."""
     where = f"{SECTION}.{part}, {path}"
-    table = table_of(method)
-    state_dict = matching.merge([read(path)], table, where)
-    match = matching.compare(state_dict, table, variables, lambda rule: rule.path[0] == part)
+    table, found = table_of(method), read(path)
+    own = matching.part_of(found, table, part)  # not "": the part's own keys, not the method's
+    fresh = set(table.parts[own].fresh) if own else set()
+    state_dict = matching.merge([found], table, where, part)
+    match = matching.compare(state_dict, table, variables, lambda r: r.path[0] == part and r.key not in fresh)
     expected = f"the public keys of the {'image' if part == 'encoder' else part} encoder, and no others"
     match.require(where, expected=expected, hint=_hint(match, method, part, path))
     return _filled(variables, table, state_dict)
+
+
+def _published(method, part: str):
+    """What is published of a method's part: a `torch_keys.Published`, or None."""
+    own = table_of(method).parts.get(part)
+    return own.published if own else None
 
 
 def _hint(match, method, part: str, path: Path) -> str:
@@ -83,9 +94,12 @@ def _hint(match, method, part: str, path: Path) -> str:
         return match.hint()
     if part != "method" and match.foreign and not match.missing:
         return f"It holds more than the {part} encoder: give a method's checkpoint as {SECTION}.method."
-    options = ", ".join(f"{k}={method.options[k]}" for k in ("setting", "backbone") if k in method.options)
-    return (f"The config has {method.name} with {options}; `python -m avs_jax.weights inspect {path}` says what the "
-            "file fits.")  # fmt: skip
+    choice = {k: method.options.get(k) for k in ("setting", "architecture", "backbone", "audio_encoder")}
+    options = ", ".join(f"{k}={v}" for k, v in choice.items() if v is not None)
+    published = _published(method, part)
+    needed = f"Needed is {published.kind}, e.g. {published.names[0]}. " if published and published.names else ""
+    return (f"{needed}The config has {method.name} with {options}; `python -m avs_jax.weights inspect {path}` says "
+            "what the file fits.")  # fmt: skip
 
 
 def _filled(variables, table, state_dict) -> dict:

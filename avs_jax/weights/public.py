@@ -7,11 +7,17 @@ import re
 from pathlib import Path
 
 from avs_jax.errors import InputError, nearest
+from avs_jax.models.torch_keys import Published
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _PVT = "https://github.com/whai362/PVT/releases/download/v2/"
 _SWIN = "https://github.com/SwinTransformer/storage/releases/download/"
-# File name -> where it is published. Eight hexadecimal digits in a name are the beginning of the file's SHA-256.
+_VGGISH = "https://github.com/harritaylor/torchvggish/releases/download/v0.1/"
+_GLUON = "https://github.com/rwightman/pytorch-pretrained-gluonresnet/releases/download/v0.1/"
+_MIT = "http://sceneparsing.csail.mit.edu/model/pretrained_resnet/"
+_HRNET = "https://github.com/HRNet/HRNet-Image-Classification/releases/download/PretrainedWeights/"
+_TIMM_HRNET = "https://github.com/rwightman/pytorch-image-models/releases/download/v0.1-hrnet/"
+# File name -> where it is published.
 KNOWN = {
     **{
         name: _TORCHVISION + name
@@ -39,8 +45,14 @@ KNOWN = {
         }.items()
         for name in names
     },
-    "vggish-10086976.pth": "https://github.com/harritaylor/torchvggish/releases/download/v0.1/vggish-10086976.pth",
+    "vggish-10086976.pth": f"{_VGGISH}vggish-10086976.pth",
+    # ResNets with a deep stem, 64, 64 and 128 channels wide
+    **{name: _GLUON + name for name in ("gluon_resnet50_v1s-1762acc0.pth", "gluon_resnet101_v1s-60fe0cc1.pth")},
+    **{name: _MIT + name for name in ("resnet50-imagenet.pth", "resnet101-imagenet.pth")},
+    "hrnetv2_w48-abd2e6ab.pth": f"{_TIMM_HRNET}hrnetv2_w48-abd2e6ab.pth",
+    "HRNet_W48_C_ssld_pretrained.pth": f"{_HRNET}HRNet_W48_C_ssld_pretrained.pth",  # the one CAVP's code names
 }
+_HASHED = (_TORCHVISION, _VGGISH)
 HUB_IDS = (  # each with a model.safetensors
     *(f"timm/{name}.{tag}_in1k" for name in ("resnet50", "resnet101") for tag in ("tv", "tv2")),
     "timm/resnet18.tv_in1k",
@@ -48,14 +60,24 @@ HUB_IDS = (  # each with a model.safetensors
     *(f"timm/swin_{size}_patch4_window7_224.ms_in1k" for size in ("tiny", "small", "base")),
     *(f"timm/swin_{size}_patch4_window7_224.ms_in22k" for size in ("tiny", "small", "base", "large")),
     *(f"timm/swin_{size}_patch4_window12_384.ms_in22k" for size in ("base", "large")),
+    *(f"timm/{name}s.gluon_in1k" for name in ("resnet50", "resnet101")),  # deep stems
+    "timm/hrnet_w48.ms_in1k",
+    "timm/hrnet_w48_ssld.paddle_in1k",
 )
 HUB = "hf:"
 HUB_FILE = "model.safetensors"
 _HUB_ID = re.compile(r"([A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:/([\w.-]+(?:/[\w.-]+)*))?")
+_HASH = re.compile(r"-([0-9a-f]{8})\.")
 _SUFFIXES = (".pth", ".tar", ".pt", ".bin", ".ckpt", ".pkl", ".safetensors")
 
 
-def locate(text: str, *, field: str, folder: str | Path = "weights") -> Path:
+def promised_hash(name: str) -> str:
+    """The first eight hexadecimal digits of a known file's SHA-256, where its name gives them, else ""."""
+    match = _HASH.search(name)
+    return match[1] if match and KNOWN.get(name, "").startswith(_HASHED) else ""
+
+
+def locate(text: str, *, field: str, folder: str | Path = "weights", published: Published | None = None) -> Path:
     """The file or folder that `text` means.
 
     Args:
@@ -64,6 +86,7 @@ def locate(text: str, *, field: str, folder: str | Path = "weights") -> Path:
         `folder`/<id>/<file> if it is there, else downloaded once into the hub's own cache.
       field: what the user wrote it in, for errors.
       folder: where fetched files are put.
+      published: what kind of file is needed, for the error.
     Raises:
       InputError: there is no such file; it says where to fetch it and where to put it.
     """
@@ -74,7 +97,7 @@ def locate(text: str, *, field: str, folder: str | Path = "weights") -> Path:
             if candidate.exists():
                 return candidate
     if hub is None:
-        raise _missing(text, path, field, folder)
+        raise _missing(text, path, field, folder, published)
     repository, file = hub
     local = folder / repository / file
     return local if local.is_file() else _download(repository, file, field, local, text)
@@ -92,11 +115,15 @@ def _hub_id(text: str) -> tuple[str, str] | None:
     return repository, file or HUB_FILE
 
 
-def _missing(text: str, path: Path, field: str, folder: Path) -> InputError:
+def _missing(text: str, path: Path, field: str, folder: Path, published: Published | None) -> InputError:
     bare = len(path.parts) == 1
     target = folder / path if bare else path
     if path.name in KNOWN:
         hint = f"Fetch {KNOWN[path.name]} and put it at {target}."
+        if published and path.name not in published.names:
+            hint += f" But needed is {_needed(published)}."
+    elif published and published.names:
+        hint = f"Needed is {_needed(published)}."
     else:
         close = nearest(text, (*KNOWN, *HUB_IDS))
         hint = f"{close.split('?')[0]}? " if close.startswith("Did") else ""
@@ -105,12 +132,18 @@ def _missing(text: str, path: Path, field: str, folder: Path) -> InputError:
     return InputError(field, expected="a file of weights", found=f"{text!r}: {where}", hint=hint)
 
 
+def _needed(published: Published) -> str:
+    return f"{published.kind}: {' or '.join(published.names)}"
+
+
 def _families() -> list[str]:
     return [
         "resnet<18|50|101>-<hash>.pth",
         "pvt_v2_b<0..5>.pth",
         "swin_<tiny|small|base|large>_patch4_window7_224[_22k].pth",
         "vggish-10086976.pth",
+        "gluon_resnet<50|101>_v1s-<hash>.pth",
+        "hrnetv2_w48-abd2e6ab.pth",
     ]
 
 

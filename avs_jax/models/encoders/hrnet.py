@@ -15,7 +15,11 @@ from avs_jax.models.encoders.resnet import Block, conv
 from avs_jax.models.layers import BatchNorm, resize_aligned
 
 UPSAMPLE = ("bilinear", "nearest")
-_HEADS = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")
+_HEADS = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")  # of the classification network
+_PUBLISHED = torch_keys.Published(
+    "an ImageNet HRNetV2-W48", ("timm/hrnet_w48.ms_in1k", "timm/hrnet_w48_ssld.paddle_in1k", "hrnetv2_w48-abd2e6ab.pth",
+                                "HRNet_W48_C_ssld_pretrained.pth"),
+)  # fmt: skip
 
 
 class Fuse(nn.Module):
@@ -152,7 +156,7 @@ class HRNet(nn.Module):
             rules += _conv_bn(f"{key}.0", f"{key}.1", f"_transition{new}_{new}")
             for m in range(modules):
                 rules += _exchange_rules(f"stage{stage}.{m}", f"stage{stage}_{m}", stage, self.blocks)
-        return torch_keys.Table(tuple(rules), ignored=_HEADS)
+        return torch_keys.Table(tuple(rules), ignored=_HEADS, published=_PUBLISHED)
 
 
 def _conv_bn(conv_key, bn_key, name, path=()):

@@ -25,6 +25,12 @@ SIZES = {  # name: (blocks per layer, bottleneck?)
 }
 STEMS = ("plain", "deep")
 _DEEP_KEYS = (0, 3, 6)  # of the deep stem's convolutions under conv1; a norm follows the first two
+_DEEP_FILES = {
+    "resnet50": ("timm/resnet50s.gluon_in1k", "gluon_resnet50_v1s-1762acc0.pth", "resnet50-imagenet.pth"),
+    "resnet101": ("timm/resnet101s.gluon_in1k", "gluon_resnet101_v1s-60fe0cc1.pth", "resnet101-imagenet.pth"),
+}
+_MIT_STEM = {"conv1": "conv1.0", "bn1": "conv1.1", "conv2": "conv1.3", "bn2": "conv1.4", "conv3": "conv1.6",
+             "bn3": "bn1"}  # fmt: skip
 
 
 class Block(nn.Module):
@@ -190,7 +196,8 @@ class ResNet(nn.Module):
         return jnp.zeros((1, 32, 32, self.input_channels), jnp.float32)
 
     def torch_table(self) -> torch_keys.Table:
-        """torchvision's keys; TorchSeg's for the deep stem."""
+        """torchvision's keys; for the deep stem TorchSeg's and timm's, or those of MIT's segmentation code."""
+        namings, published = {}, None
         if self.stem == "plain":
             rules = torch_keys.conv("conv1", ("conv1",), bias=False)
         else:
@@ -199,5 +206,16 @@ class ResNet(nn.Module):
                 rules += torch_keys.conv(f"conv1.{key}", (f"stem_conv{i}",), bias=False)
                 if i < 2:
                     rules += torch_keys.batch_norm(f"conv1.{key + 1}", (f"stem_bn{i}",))
+            namings["conv3.weight"] = _mit_naming([*rules, *torch_keys.batch_norm("bn1", ())])
+            name = self.size.replace("resnet", "ResNet-")
+            kind = f"an ImageNet {name} with a deep stem (conv1.0, conv1.3, conv1.6: 3x3), not torchvision's 7x7"
+            published = torch_keys.Published(kind, _DEEP_FILES.get(self.size, ()))
         rules += torch_keys.batch_norm("bn1", ("bn1",)) + block_rules(self._blocks())
-        return torch_keys.Table(tuple(rules), ignored=("fc.",))
+        return torch_keys.Table(tuple(rules), ignored=("fc.",), namings=namings, published=published)
+
+
+def _mit_naming(stem) -> dict[str, str]:
+    """The keys of the deep stem's rules in MIT's segmentation code, which numbers convolutions and norms -> ours."""
+    names = {ours: theirs for theirs, ours in _MIT_STEM.items()}
+    parts = ((rule.key, *rule.key.rsplit(".", 1)) for rule in stem)
+    return {f"{names[module]}.{kind}": key for key, module, kind in parts}

@@ -72,7 +72,10 @@ class VGGish(nn.Module):
             rules += torch_keys.conv(f"features.{key}", (f"conv{i}",))
         for i in range(3):
             rules += torch_keys.linear(f"embeddings.{2 * i}", (f"dense{i}",))
-        return torch_keys.Table(tuple(rules), ignored=("pproc.",))  # the port's PCA of embeddings: unused here
+        fresh = () if self.features == EMBEDDING else ("embeddings.4.",)
+        published = torch_keys.Published("AudioSet's VGGish", ("vggish-10086976.pth",))
+        ignored = ("pproc.",)  # the port's PCA of embeddings: unused here
+        return torch_keys.Table(tuple(rules), ignored=ignored, fresh=fresh, published=published)
 
 
 def rescaled(params, factor: float):
