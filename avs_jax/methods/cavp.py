@@ -405,6 +405,7 @@ def torch_table(network: Network) -> torch_keys.Table:
         rules += torch_keys.prefixed(cross_attention.mlp_rules(), "visual_projector.", ("projector",))
         audio = create_encoder(network.audio_encoder, **dict(network.audio_options), features=network.width)
         rules += torch_keys.prefixed(audio.torch_table().rules, AUDIO_PREFIX, ("audio",))
+        parts["audio"] = torch_keys.part(audio.torch_table(), AUDIO_PREFIX)
         for name, shape in (("weight", (2, network.width)), ("bias", (2,))):  # of a pretext task, never used
             key = f"audio_backbone.cls_head.{name}"
             rules.append(torch_keys.Rule(key, "unused", (key,), shape=shape, part="audio"))
@@ -425,4 +426,3 @@ def _fusion_rules(network: Network) -> list[torch_keys.Rule]:
     if network.fusion == "attention":
         return cross_attention.torch_rules(network.width)
     return cross_attention.broadcast_rules(network.fusion)
-        parts["audio"] = torch_keys.part(audio.torch_table(), AUDIO_PREFIX)
