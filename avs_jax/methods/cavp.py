@@ -13,13 +13,13 @@ from avs_jax.losses.contrastive import pairing_loss
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.methods import Method, Prediction
 from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, statistics, training_mask
-from avs_jax.models import torch_keys
+from avs_jax.models import canvas, torch_keys
 from avs_jax.models.decoders import deeplab, ocr
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.fusion import cross_attention
 from avs_jax.models.fusion.cross_attention import GATES, MLP, Broadcast, CrossAttention
 from avs_jax.models.initialise import initialise
-from avs_jax.models.layers import resize
+from avs_jax.models.layers import Resize, resize
 from avs_jax.models.spectrogram import mel_spectrogram
 
 FUSIONS = ("attention", "sum", "concat", "none")
@@ -80,21 +80,28 @@ class Network(nn.Module):
     dtype: Any
 
     @nn.compact
-    def __call__(self, images, sounds, train: bool = False) -> Output:
+    def __call__(self, images, sounds, train: bool = False, sizes=None) -> Output:
         """images: (N, H, W, 3) float32 normalised. sounds: (N or 2 N, time, mel[, 2]) float32, or None without fusion.
+        sizes: (N, 2) int32, where images are canvases with a picture of that size top left; not in training, whose
+        batch statistics take in everything.
 
         In training the head's and the audio encoder's batch statistics mix true and other sounds, as published.
         """
+        if train and sizes is not None:
+            raise ValueError("training on pictures with something around them")
+        shape = images.shape[1:3]
         backbone = create_encoder(self.backbone, **dict(self.backbone_options), dtype=self.dtype)
-        x, region = self._features(backbone.copy(name="encoder")(images, train), train)
+        with canvas.on(shape, sizes):
+            x, region = self._features(backbone.copy(name="encoder")(images, train), train)
         fused = gate = None
         if self.fusion != "none":
             audio = create_encoder(self.audio_encoder, **dict(self.audio_options), features=x.shape[-1])
             heard = audio.copy(name="audio")(sounds, train)
             x, gate = self._fuse(MLP(self.projector, self.dtype, name="projector")(x), heard)
             fused = x
-        logits = self._head()(x.astype(self.dtype), train)[: images.shape[0]]  # only true pairs are supervised
-        return Output(resize(logits, images.shape[1:3]), fused, gate, region)
+        with canvas.on(shape, sizes):
+            logits = self._head()(x.astype(self.dtype), train)[: images.shape[0]]  # only true pairs are supervised
+            return Output(Resize(aligned=False)(logits, shape), fused, gate, region)
 
     @property
     def width(self) -> int:
@@ -179,8 +186,10 @@ def create(
       A method that hears through "waveform". Batches hold `frames` (B, T, H, W, 3), any H and W, `audio` (B, T,
       samples) or (B, T, 2, samples), and for the loss `labels`, `labelled`, optionally `valid`, and with the pairing
       loss `audio_shuffled` like `audio` and `match` (B, K). Each frame is an image with a sound of its own (T = 1 in
-      VPO). Parameter groups: "encoder", "segment", "fusion" and "audio"; those of the first two without decay end in
-      "/no_decay".
+      VPO). With `size` (B, 2), the height and width of a picture in the top left corner of its frames, prediction is
+      what it would be of that picture alone, so that one compilation serves many sizes; labels and scores beyond the
+      pictures mean nothing. Parameter groups: "encoder", "segment", "fusion" and "audio"; those of the first two
+      without decay end in "/no_decay".
     Raises:
       InputError: an option out of its range.
     """
@@ -287,11 +296,12 @@ def _method(network: Network, options: dict) -> Method:
         return total, ({**model_state, **updated}, {"loss": total, **metrics})
 
     @jax.jit
-    def forward(variables, images, sounds):
-        return network.apply(variables, normalise(images), heard(sounds))
+    def forward(variables, images, sounds, sizes):
+        return network.apply(variables, normalise(images), heard(sounds), sizes=sizes)
 
     def run(variables, batch) -> Output:
-        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network))
+        inputs = *inputs_of(batch, network), sizes_of(batch)
+        return forward({"params": variables["params"], **statistics(variables)}, *inputs)
 
     def predict(variables, batch) -> Prediction:
         logits = run(variables, batch).logits
@@ -359,6 +369,22 @@ def inputs_of(batch, network: Network):
     if network.fusion == "none":
         return _images(frames), None
     return _images(frames), _images(_sound(batch, "audio", network))
+
+
+def sizes_of(batch):
+    """(N, 2) int32, height and width of each picture on its canvas, from the batch's `size` (B, 2); None without it.
+
+    Raises:
+      InputError: another shape or dtype, or sizes beyond the canvas (where they are numbers, not traced).
+    """
+    if "size" not in batch:
+        return None
+    sizes, (b, t, *canvas_shape) = batch["size"], np.shape(batch["frames"])[:4]
+    if np.shape(sizes) != (b, 2) or not jnp.issubdtype(sizes.dtype, jnp.integer):
+        fail("size", f"({b}, 2) integers", f"{np.shape(sizes)} {sizes.dtype}")
+    if not isinstance(sizes, jax.core.Tracer) and ((np.asarray(sizes) < 1) | (np.asarray(sizes) > canvas_shape)).any():
+        fail("size", "1 x 1 to {} x {} pixels".format(*canvas_shape), str(np.asarray(sizes).tolist()))
+    return jnp.repeat(jnp.asarray(sizes, jnp.int32), t, 0)
 
 
 def pairs_of(batch, network: Network):

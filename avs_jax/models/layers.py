@@ -243,6 +243,43 @@ def resize_aligned(x, size: tuple[int, int]):
     return jnp.einsum("nhwc,ih,jw->nijc", x, *out)
 
 
+# Of the layers that look across a map, those without parameters are modules too, so that `models.canvas` finds them.
+
+
+class MaxPool(nn.Module):
+    """`max_pool`."""
+
+    window: int
+    stride: int
+    padding: int = 0
+
+    def __call__(self, x):
+        return max_pool(x, self.window, self.stride, self.padding)
+
+
+class Resize(nn.Module):
+    """`resize_aligned`, or `resize` where not aligned."""
+
+    aligned: bool
+
+    def __call__(self, x, size: tuple[int, int]):
+        return resize_aligned(x, size) if self.aligned else resize(x, size)
+
+
+class SpatialMean(nn.Module):
+    """The mean over space, (N, H, W, C) -> (N, 1, 1, C), summed in float32 at least."""
+
+    def __call__(self, x):
+        return x.mean((1, 2), keepdims=True, dtype=wide(x.dtype)).astype(x.dtype)
+
+
+class SpatialSoftmax(nn.Module):
+    """Softmax over space: each channel of (N, H, W, C) sums to one over each image."""
+
+    def __call__(self, x):
+        return jax.nn.softmax(x, axis=(1, 2))
+
+
 def _bins(n: int, m: int) -> list[tuple[int, int]]:
     """PyTorch's adaptive pooling: output i covers inputs floor(i n / m) ... ceil((i + 1) n / m) - 1."""
     return [(i * n // m, -(-(i + 1) * n // m)) for i in range(m)]

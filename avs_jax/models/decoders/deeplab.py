@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import he_normal
-from avs_jax.models.layers import BatchNorm, Conv, resize_aligned, wide
+from avs_jax.models.layers import BatchNorm, Conv, Resize, SpatialMean, wide
 
 SLOPE = 0.01  # of the leaky ReLU
 
@@ -35,8 +35,8 @@ class ASPP(nn.Module):
         branches += [_conv(c, 3, d, dtype, f"map{i}")(x) for i, d in enumerate(self.dilations, 1)]
         y = leaky(BatchNorm(name="map_bn")(jnp.concatenate(branches, -1), train))
         y = _conv(c, 1, 1, dtype, "reduce")(y)
-        pool = x.mean((1, 2), keepdims=True, dtype=wide(dtype)).astype(dtype)
-        pool = leaky(BatchNorm(name="pool_bn")(_conv(c, 1, 1, dtype, "pool")(pool), train))
+        pool = _conv(c, 1, 1, dtype, "pool")(SpatialMean()(x))
+        pool = leaky(BatchNorm(name="pool_bn")(pool, train))
         y = y + _conv(c, 1, 1, dtype, "pool_reduce")(pool)
         return leaky(BatchNorm(name="reduce_bn")(y, train))
 
@@ -53,7 +53,7 @@ class Features(nn.Module):
         x = ASPP(self.channels, dtype=self.dtype, name="aspp")(maps[-1], train)
         low = _conv(self.low, 1, 1, self.dtype, "low")(maps[0])
         low = jax.nn.relu(BatchNorm(name="low_bn")(low, train))
-        return jnp.concatenate([resize_aligned(x, low.shape[1:3]), low], -1)
+        return jnp.concatenate([Resize(aligned=True)(x, low.shape[1:3]), low], -1)
 
 
 class Head(nn.Module):

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
-from avs_jax.models.layers import BatchNorm, Conv, resize_aligned, wide
+from avs_jax.models.layers import BatchNorm, Conv, Resize, SpatialSoftmax, wide
 
 
 class ConvNorm(nn.Module):
@@ -30,7 +30,7 @@ class ConvNorm(nn.Module):
 def concatenate(maps):
     """All maps at the first one's size, bilinear with aligned corners, one after the other."""
     size = maps[0].shape[1:3]
-    return jnp.concatenate([maps[0], *(resize_aligned(x, size) for x in maps[1:])], -1)
+    return jnp.concatenate([maps[0], *(Resize(aligned=True)(x, size) for x in maps[1:])], -1)
 
 
 class Head(nn.Module):
@@ -81,7 +81,7 @@ class Features(nn.Module):
         region = block(x.shape[-1], "region", 3)(x)
         region = Conv(self.classes, 1, dtype=self.dtype, name="region_classifier")(region).astype(full)
         pixels = block(c, "pixels", 3)(x)
-        share = jax.nn.softmax(region, axis=(1, 2)).astype(self.dtype)  # of every class over the image
+        share = SpatialSoftmax()(region).astype(self.dtype)  # of every class over the image
         objects = jnp.einsum("nhwk,nhwc->nkc", share, pixels)[:, :, None]  # (N, K, 1, C)
         query = block(key, "query1")(block(key, "query0")(pixels))
         keys = block(key, "key1")(block(key, "key0")(objects))[:, :, 0]

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.encoders.resnet import Block, conv
-from avs_jax.models.layers import BatchNorm, resize_aligned
+from avs_jax.models.layers import BatchNorm, Resize
 
 UPSAMPLE = ("bilinear", "nearest")
 _HEADS = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.")  # of the classification network
@@ -53,7 +53,7 @@ class Fuse(nn.Module):
 
 def _resize(x, size, upsample):
     if upsample == "bilinear":
-        return resize_aligned(x, size)
+        return Resize(aligned=True)(x, size)
     factor = size[0] // x.shape[1]
     return x.repeat(factor, 1).repeat(factor, 2)
 

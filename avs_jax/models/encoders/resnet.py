@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from avs_jax.errors import InputError, nearest
 from avs_jax.models import torch_keys
 from avs_jax.models.initialise import he_normal
-from avs_jax.models.layers import BatchNorm, Conv, max_pool
+from avs_jax.models.layers import BatchNorm, Conv, MaxPool
 from avs_jax.models.unfused import unfused
 
 SIZES = {  # name: (blocks per layer, bottleneck?)
@@ -178,7 +178,7 @@ class ResNet(nn.Module):
             raise InputError("images", expected=f"(N, H, W, {self.input_channels})", found=str(images.shape))
         x = self._stem(images.astype(self.dtype), train)
         x = jax.nn.relu(BatchNorm(frozen=self.frozen_norm, name="bn1")(x, train))
-        return residual_layers(max_pool(x, 3, 2, 1), self._blocks(), self.dtype, train, self.frozen_norm)
+        return residual_layers(MaxPool(3, 2, 1)(x), self._blocks(), self.dtype, train, self.frozen_norm)
 
     def _stem(self, x, train):
         if self.stem == "plain":
