@@ -10,7 +10,7 @@ import jax
 
 from avs_jax.errors import InputError, check_options, nearest
 
-METHODS = {"tpavi": "avs_jax.methods.tpavi", "cavp": "avs_jax.methods.cavp"}
+METHODS = {name: f"avs_jax.methods.{name}" for name in ("tpavi", "cavp", "transavs")}
 
 
 class Prediction(NamedTuple):
@@ -46,6 +46,8 @@ class Method:
       features: (variables, batch) -> {"visual": {name: (B, T, h, w, C)}, "audio": {name: (B, T, D)}}, or None: the maps
         that masks are made of, and each frame's sound as the method hears it ("embedding": the audio encoder's output),
         for pictures. "audio" is empty where nothing is heard.
+      instances: (variables, batch, count=10, confidence=0.0) -> `models.query_masks.Instances` of (B, T, ...): the
+        objects that a method sees one by one, the most probable first; None where it sees only pixels.
       paired: training batches also hold other clips' sounds, `audio_shuffled` and `match` (`avs_jax.data.pairing`).
       embed_audio: (params["audio"], windows of sound (N, ...) float32) -> (N, D) float32, the audio encoder alone, so
         that a frozen one runs once per clip; None where there is nothing to cache.
@@ -62,6 +64,7 @@ class Method:
     torch_keys: Any = None
     attention: Callable | None = None
     features: Callable | None = None
+    instances: Callable | None = None
     embed_audio: Callable | None = None
     paired: bool = False
 

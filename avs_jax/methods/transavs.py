@@ -1,0 +1,448 @@
+"""TransAVS: "TransAVS: End-to-end audio-visual segmentation with transformer", arXiv 2305.07223 (settings S4 and MS3),
+and the same network on semantic benchmarks.
+
+No code was published. Where the paper is silent the defaults follow DETR, MaskFormer and Mask2Former; every such choice
+is an option.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from avs_jax.errors import InputError, nearest
+from avs_jax.losses.query_set import QueryLoss, deep_supervised_loss, dot_masks, self_supervised_loss, weighted_total
+from avs_jax.losses.query_targets import targets_from_labels
+from avs_jax.methods import Method, Prediction
+from avs_jax.methods.batch import checked_frames, fail, normalise, statistics
+from avs_jax.models import query_decoder, query_masks
+from avs_jax.models.decoders.pixel import DECODERS
+from avs_jax.models.encoders import create_encoder
+from avs_jax.models.encoders.vggish import EMBEDDING
+from avs_jax.models.initialise import initialise
+from avs_jax.models.layers import wide
+from avs_jax.models.transavs import EXAMPLE, Network, Output, example_inputs, torch_table
+
+RESNETS = ("resnet10", "resnet18", "resnet50", "resnet101")
+SWINS = {
+    **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
+    **{f"swin_{size[0]}_384": f"swin_{size}_patch4_window12_384" for size in ("base", "large")},
+}
+BACKBONES = (*RESNETS, *SWINS, *SWINS.values(), *(f"pvt_v2_b{i}" for i in range(6)))
+
+
+class Setting(NamedTuple):
+    """A benchmark: classes with background (as many as a query tells apart, "no object" in place of background), frames
+    of a clip, targets of a frame at most."""
+
+    classes: int
+    frames: int
+    targets: int
+
+
+SETTINGS = {
+    "s4": Setting(2, 5, 1),
+    "ms3": Setting(2, 5, 1),
+    "avss": Setting(71, 10, 8),
+    **{name: Setting(22, 1, 8) for name in ("vpo_ss", "vpo_ms", "vpo_msmi")},
+    "single_plus": Setting(24, 1, 8),
+    "salient": Setting(2, 1, 1),
+}
+
+
+def create(
+    setting: str = "ms3",
+    backbone: str = "resnet101",
+    num_queries: int = 300,
+    query_init: str = "frame",
+    pixel_decoder: str = "fpn",
+    num_classes: int | None = None,
+    max_targets: int | None = None,
+    num_frames: int | None = None,
+    dim: int = 256,
+    heads: int = 8,
+    ffn: int = 2048,
+    encoder_layers: int = 6,
+    decoder_layers: int = 9,
+    dropout: float = 0.0,
+    drop_path: float = 0.3,
+    round_robin: str = "coarse_first",
+    decoder_self_attention: bool = True,
+    literal_attention: bool = False,
+    masked_attention: bool = False,
+    mask_mlp: bool = False,
+    class_prior: float = 0.01,
+    attention: str = "einsum",
+    pixel_options: Mapping[str, Any] | None = None,
+    frozen_norm: bool = True,
+    freeze_encoder: bool = False,
+    train_audio: bool = False,
+    width: int | None = None,
+    depths: Sequence[int] | None = None,
+    audio_width: int = 64,
+    audio_hidden: int = 4096,
+    train_frames: str = "auto",
+    aux_loss: bool = True,
+    aqdl_on: str = "encoder",
+    lambda_aqdl: float = 2.0,
+    lambda_aqml: float = 2.0,
+    lambda_class: float = 5.0,
+    lambda_dice: float = 5.0,
+    lambda_mask: float = 0.0,
+    aux_weight: float = 1.0,
+    focal_gamma: float = 2.0,
+    focal_alpha: float | None = 0.25,
+    dice: str = "linear",
+    compare_at: str = "full",
+    aqdl_form: str = "inv",
+    aqdl_normalize: bool = True,
+    d0: float = 1.0,
+    eps: float = 1e-2,
+    delta1: Sequence[float] = (0.55, 0.65),
+    delta2: Sequence[float] = (0.55, 0.65),
+    delta_every: int | None = None,
+    max_iter: int = 90_000,
+    include_unlabelled_ss: bool = False,
+    inference_rule: str = "argmax",
+    inference_threshold: float = 0.5,
+    remat: bool = False,
+    compute_dtype: str = "float32",
+) -> Method:
+    """TransAVS as a `Method`. The defaults are the paper's, and its family's where it is silent.
+
+    Args:
+      setting: "s4" or "ms3": where the sounding pixels are; "avss", "vpo_ss", "vpo_ms", "vpo_msmi" or "single_plus": of
+        which class each is; "salient": binary, on stills. Fixes `num_classes`, `max_targets` and `num_frames`.
+      backbone: "resnet101" or "swin_b" (paper); "resnet10", "resnet18", "resnet50", "swin_t", "swin_s", "swin_l",
+        "swin_b_384", "swin_l_384" (windows of 12), an encoder's full name, or "pvt_v2_b0" ... "pvt_v2_b5".
+      num_queries: N.
+      query_init: "frame", "clip" (equation 1 to the letter) or "shared": how a clip's sounds become the queries of its
+        frames, see `query_decoder.AudioQueries`.
+      pixel_decoder: "fpn"; "none", 1x1 projections alone (the letter); "msdeform", deformable attention over scales.
+      num_classes: K with background. A query tells K - 1 classes apart, and "no object".
+      max_targets: targets of a frame; with more classes in it than that, its largest ones.
+      num_frames: T that "clip" mixes; clips of another length are refused there.
+      dim, heads, ffn, dropout: of the transformer: channels d (also the pixel decoder's), attention heads, hidden
+        channels, rate.
+      encoder_layers, decoder_layers: N1 and N2.
+      drop_path: rate of Swin's and PVT's stochastic depth.
+      round_robin, masked_attention, mask_mlp, class_prior: see `query_decoder.QueryTransformer`.
+      decoder_self_attention: queries see each other in the decoder too, between cross-attention and FFN.
+      literal_attention: layers to the letter of equations 2 to 6: single-head attention with a residual sum, no FFN, no
+        norm, no self-attention in the decoder.
+      attention: "einsum" or "dot_product", `jax.nn.dot_product_attention`; the same up to rounding.
+      pixel_options: options of the pixel decoder of its own.
+      frozen_norm: a ResNet's BatchNorms keep their statistics and affine parameters: for encoders that come pretrained.
+      freeze_encoder: train no part of the image encoder.
+      train_audio: train VGGish too; frozen otherwise.
+      width, depths: of the ResNet's stem, the PVT's heads or Swin's first stage; Swin's blocks. None = published.
+      audio_width, audio_hidden: VGGish's first convolution and hidden layers.
+      train_frames: "all", "first" (the others are neither looked at nor learnt from), or "auto": "first" for S4, whose
+        training clips have no other labels, unless `include_unlabelled_ss`.
+      aux_loss: supervise the queries that enter the decoder and every layer's, not the last layer's alone.
+      aqdl_on: the queries that AQDL keeps apart: "encoder", A_q after the encoder, or "decoder", F_av.
+      lambda_aqdl ... delta_every, include_unlabelled_ss: the objective, see `avs_jax.losses.query_set.QueryLoss`.
+      max_iter: steps of the whole training, over which the thresholds delta rise.
+      inference_rule, inference_threshold: see `query_masks.segment`.
+      remat: recompute decoder layers, and the encoder but for its products, in the backward pass: less memory.
+      compute_dtype: "float32" or "bfloat16"; parameters, softmaxes, statistics, losses and scores stay float32.
+    Returns:
+      A method that hears through "vggish", with num_classes = 1 for the binary settings. Batches hold `frames` (B, T,
+      H, W, 3), any H and W, `audio` (B, T, 96, 64) or `audio_embedding` (B, T, 128), optionally `present` (B, T), and
+      for the loss `labels`, `labelled` and optionally `valid`. Predictions have no logits. Parameter groups: "encoder"
+      and "head", each with a "/no_decay" part (norms and embeddings), "audio", and "frozen".
+    Raises:
+      InputError: an option out of its range.
+    """
+    options = {k: list(v) if isinstance(v, list | tuple) else v for k, v in locals().items()}
+    options["pixel_options"] = dict(pixel_options or {})
+    return _method(build_network(options), options)
+
+
+def build_network(options: Mapping[str, Any]) -> Network:
+    """The network of `create`'s options.
+
+    Raises:
+      InputError: an option out of its range.
+    """
+    o = dict(options)
+    for option, valid in (
+        ("setting", SETTINGS), ("backbone", BACKBONES), ("query_init", query_decoder.QUERY_INITS),
+        ("pixel_decoder", DECODERS), ("round_robin", query_decoder.ROUND_ROBINS),
+        ("attention", query_decoder.ATTENTIONS), ("train_frames", ("auto", "all", "first")),
+        ("aqdl_on", ("encoder", "decoder")), ("inference_rule", query_masks.RULES),
+        ("compute_dtype", ("float32", "bfloat16")),
+    ):  # fmt: skip
+        if o[option] not in valid:
+            _refuse(option, " | ".join(valid), repr(o[option]), nearest(str(o[option]), valid))
+    setting = SETTINGS[o["setting"]]
+    for option, default in (("num_classes", setting.classes), ("max_targets", setting.targets),
+                            ("num_frames", setting.frames)):  # fmt: skip
+        o[option] = default if o[option] is None else o[option]
+    _check_numbers(o)
+    if o["query_init"] == "clip" and o["num_frames"] == 1:
+        _refuse("query_init", "'frame' or 'shared' for clips of one frame", "'clip'",
+                "All mixtures of one second's sound are multiples of it.")  # fmt: skip
+    style = query_decoder.Style(
+        heads=o["heads"], ffn=o["ffn"], dropout=o["dropout"], attention=o["attention"], literal=o["literal_attention"],
+        decoder_self_attention=o["decoder_self_attention"], dtype=jnp.dtype(o["compute_dtype"]),
+    )  # fmt: skip
+    transformer = ("encoder_layers", "decoder_layers", "round_robin", "masked_attention", "mask_mlp", "class_prior")
+    return Network(
+        backbone=SWINS.get(o["backbone"], o["backbone"]),
+        encoder_options=tuple(_encoder_options(o).items()),
+        freeze_encoder=o["freeze_encoder"],
+        pixel_decoder=o["pixel_decoder"],
+        pixel_options=tuple(o["pixel_options"].items()),
+        audio_options=(("width", o["audio_width"]), ("hidden", o["audio_hidden"])),
+        train_audio=o["train_audio"],
+        query_init=o["query_init"],
+        num_queries=o["num_queries"],
+        num_frames=o["num_frames"],
+        dim=o["dim"],
+        classes=o["num_classes"],
+        style=style,
+        transformer_options=tuple((k, o[k]) for k in transformer),
+        remat=o["remat"],
+        dtype=jnp.dtype(o["compute_dtype"]),
+    )
+
+
+def _encoder_options(o) -> dict:
+    found = {} if o["width"] is None else {"width": o["width"]}
+    if o["backbone"] in RESNETS:
+        found["frozen_norm"] = o["frozen_norm"]
+    else:
+        found["drop_path"] = o["drop_path"]
+    if o["backbone"].startswith("pvt"):
+        found["keys"] = "official"
+    if o["backbone"].startswith("swin"):
+        found |= {"output_norms": True, "remat": o["remat"]}
+        found |= {"depths": tuple(o["depths"])} if o["depths"] else {}
+    elif o["depths"]:
+        _refuse("depths", "None, or a Swin as backbone", str(o["depths"]))
+    return found
+
+
+def _check_numbers(o):
+    for option, least in (("num_queries", 1), ("num_classes", 2), ("max_targets", 1), ("num_frames", 1), ("dim", 4),
+                          ("heads", 1), ("ffn", 1), ("encoder_layers", 0), ("decoder_layers", 1), ("audio_width", 1),
+                          ("audio_hidden", 1), ("max_iter", 1)):  # fmt: skip
+        if not isinstance(o[option], int) or o[option] < least:
+            _refuse(option, f"an integer of at least {least}", repr(o[option]))
+    if o["width"] is not None and (not isinstance(o["width"], int) or o["width"] < 1):
+        _refuse("width", "a positive integer, or None", repr(o["width"]))
+    if o["dim"] % 4:
+        _refuse("dim", "a multiple of 4 (sine positions)", str(o["dim"]))
+    if o["dim"] % o["heads"]:
+        _refuse("heads", f"a divisor of the {o['dim']} channels", str(o["heads"]))
+    for option in ("dropout", "inference_threshold"):
+        if not 0 <= o[option] < 1:
+            _refuse(option, "a number in [0, 1)", repr(o[option]))
+    if not 0 < o["class_prior"] < 1:
+        _refuse("class_prior", "a number between 0 and 1", repr(o["class_prior"]))
+
+
+def _refuse(option, expected, found, hint=""):
+    raise InputError(f"method.{option}", expected=expected, found=found, hint=hint)
+
+
+def _method(network: Network, options: dict) -> Method:
+    objective = make_objective(network, options)
+    first = train_first(options)
+    rule = {"rule": options["inference_rule"], "threshold": options["inference_threshold"]}
+
+    def init(rng, batch=None):
+        """Random variables; their shapes depend on the options only, so `batch` is checked and not used."""
+        if batch is not None:
+            inputs_of(batch, network)
+        return initialise(network, rng, *example_inputs(network))
+
+    def loss(params, model_state, batch, rng, step):
+        frames, audio, present = inputs_of(batch, network)
+        if first:
+            frames = frames[:, :1]
+            if network.query_init != "clip":  # which mixes all of the clip's seconds
+                audio, present = audio[:, :1], None if present is None else present[:, :1]
+        seen = None if present is None else present[:, : frames.shape[1]]
+        variables = {"params": params, **statistics(model_state)}
+        rngs = None if rng is None else {"dropout": rng}  # stochastic depth and dropout
+        output, updated = network.apply(variables, normalise(frames, seen), audio, present, True, options["aux_loss"],
+                                        mutable=["batch_stats"], rngs=rngs)  # fmt: skip
+        total, metrics = objective(output, batch, step)
+        return total, ({**model_state, **updated}, {"loss": total, **metrics})
+
+    @functools.partial(jax.jit, static_argnames="looks")
+    def forward(variables, frames, audio, present, looks=False):
+        """The network's Output, and its attention weights where it `looks`."""
+        return network.apply(variables, normalise(frames, present), audio, present,
+                             mutable=["intermediates"] if looks else [])  # fmt: skip
+
+    def run(variables, batch, looks=False):
+        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network), looks)
+
+    @functools.partial(jax.jit, static_argnames="size")
+    def segment(queries, size, present):
+        """Scores and labels of frames; one that does not exist is background."""
+        found = query_masks.segment(queries.class_logits[-1], dot_masks(queries.embeddings[-1], queries.features), size,
+                                    **rule)  # fmt: skip
+        scores, labels = found.scores, found.labels
+        if present is not None:
+            there = present.reshape(-1, 1, 1) > 0
+            empty = jnp.zeros(scores.shape[-1]) if network.classes == 2 else jnp.eye(scores.shape[-1])[0]
+            scores, labels = jnp.where(there[..., None], scores, empty), jnp.where(there, labels, 0)
+        return scores, labels
+
+    def predict(variables, batch) -> Prediction:
+        clips, size, present = np.shape(batch["frames"])[:2], np.shape(batch["frames"])[2:4], batch.get("present")
+        output, _ = run(variables, batch)
+        scores, labels = segment(output.queries, size, None if present is None else jnp.asarray(present))
+        return Prediction(None, scores.reshape(*clips, *scores.shape[1:]), labels.reshape(*clips, *size))
+
+    def instances(variables, batch, count: int = 10, confidence: float = 0.0) -> query_masks.Instances:
+        clips, size = np.shape(batch["frames"])[:2], np.shape(batch["frames"])[2:4]
+        queries = run(variables, batch)[0].queries
+        found = query_masks.instances(queries.class_logits[-1], dot_masks(queries.embeddings[-1], queries.features),
+                                      size, count=count, confidence=confidence)  # fmt: skip
+        return jax.tree.map(lambda x: x.reshape(*clips, *x.shape[1:]), found)
+
+    def attention(variables, batch):
+        """Where the queries look, on average by their probability of an object, in the last layer of each level."""
+        output, stored = run(variables, batch, looks=True)
+        p = 1 - jax.nn.softmax(output.queries.class_logits[-1])[..., -1]
+        layers, clips = options["decoder_layers"], np.shape(batch["frames"])[:2]
+        found = {}
+        for i in range(layers):
+            level = query_decoder.level_of(i, options["round_robin"])
+            (weights,) = stored["intermediates"]["transformer"][f"decoder{i}"]["cross_attention"]["weights"]
+            looked = jnp.einsum("fn,fnp->fp", p / p.sum(1, keepdims=True), weights)
+            found[f"stage{4 - level}"] = looked.reshape(*clips, *output.levels[level].shape[1:3], 1)
+        return dict(sorted(found.items()))
+
+    def features(variables, batch):
+        output, clips = run(variables, batch)[0], np.shape(batch["frames"])[:2]
+        maps = (output.queries.features, *reversed(output.levels))
+        embedding = batch.get("audio_embedding")
+        if embedding is None:
+            audio = jnp.asarray(batch["audio"])
+            embedding = embed_audio(variables["params"]["audio"], audio.reshape(-1, *audio.shape[2:]))
+        visual = {f"stage{i}": x.reshape(*clips, *x.shape[1:]) for i, x in enumerate(maps, 1)}
+        return {"visual": visual, "audio": {"embedding": embedding.reshape(*clips, EMBEDDING)}}
+
+    def embed_audio(params, audio):
+        vggish = create_encoder("vggish", **dict(network.audio_options), dtype=network.dtype)
+        return vggish.apply({"params": params}, audio)
+
+    return Method(
+        name="transavs",
+        options=options,
+        num_classes=1 if network.classes == 2 else network.classes,
+        front_end="vggish",
+        init=init,
+        loss=loss,
+        predict=predict,
+        param_groups=functools.partial(param_groups, network),
+        torch_keys=torch_table(network),
+        attention=attention,
+        features=features,
+        instances=instances,
+        embed_audio=embed_audio,
+    )
+
+
+def train_first(options: Mapping[str, Any]) -> bool:
+    """Whether training looks at each clip's first frame alone."""
+    if options["train_frames"] == "auto":
+        return options["setting"] == "s4" and not options["include_unlabelled_ss"]
+    return options["train_frames"] == "first"
+
+
+def make_objective(network: Network, options: Mapping[str, Any]):
+    """(Output, batch, step) -> (scalar, {name: scalar}): every term unweighted, n1, n2, and both thresholds.
+
+    Raises:
+      InputError: an option of the objective out of its range.
+    """
+    fields = [field.name for field in dataclasses.fields(QueryLoss)]
+    loss = QueryLoss(**{k: tuple(options[k]) if isinstance(options[k], list) else options[k] for k in fields})
+    targets_of_frame = options["max_targets"] or SETTINGS[options["setting"]].targets
+    first = train_first(options)
+
+    def objective(output: Output, batch, step):
+        labels = jnp.asarray(batch["labels"])
+        labelled = jnp.asarray(batch["labelled"], bool)
+        present = jnp.asarray(batch.get("present", jnp.ones_like(labelled)), bool)
+        if "valid" in batch:  # clips that only fill up a batch
+            present = present & jnp.asarray(batch["valid"], bool)[:, None]
+        labels, labelled, present = (
+            (x[:, :1] if first else x).reshape(-1, *x.shape[2:]) for x in (labels, labelled, present)
+        )
+        targets = targets_from_labels(labels, labelled, network.classes, targets_of_frame, present)
+        q, deltas = output.queries, loss.deltas(step, options["max_iter"])
+        terms, _ = deep_supervised_loss(q.class_logits, q.embeddings, q.features, targets, loss)
+        apart = q.encoded if options["aqdl_on"] == "encoder" else q.decoded
+        terms |= self_supervised_loss(q.class_logits[-1], apart, q.embeddings[-1], q.features, q.projection, deltas,
+                                      targets, loss)  # fmt: skip
+        return weighted_total(terms, loss), {**terms, "delta1": deltas[0], "delta2": deltas[1]}
+
+    return objective
+
+
+def param_groups(network: Network, params):
+    """A label per parameter: "encoder" or "head", without decay in norms and embeddings; "audio"; "frozen".
+
+    As Mask2Former decays: biases of other layers too, tables of position biases and level embeddings not.
+    """
+    fixed = dict(network.encoder_options).get("frozen_norm", False)
+
+    def labels(tree, group, norms):
+        if not isinstance(tree, Mapping):
+            return group
+        kind = {
+            k: norms if "scale" in tree else group if k in ("kernel", "bias") else f"{group}/no_decay" for k in tree
+        }
+        return {k: labels(v, group if isinstance(v, Mapping) else kind[k], norms) for k, v in tree.items()}
+
+    found = {}
+    for part, tree in params.items():
+        if part == "audio":
+            label = "audio" if network.train_audio else "frozen"
+            found[part] = jax.tree.map(lambda _, label=label: label, tree)
+        elif part == "encoder" and network.freeze_encoder:
+            found[part] = jax.tree.map(lambda _: "frozen", tree)
+        else:
+            group = "encoder" if part == "encoder" else "head"
+            found[part] = labels(tree, group, "frozen" if part == "encoder" and fixed else f"{group}/no_decay")
+    return found
+
+
+def inputs_of(batch, network: Network):
+    """(frames, audio, present as float32 or None) of a batch, checked.
+
+    Raises:
+      InputError: a missing field or a wrong shape, named.
+    """
+    frames = checked_frames(batch)
+    b, t, h, w, _ = frames.shape
+    if min(h, w) < 32:
+        fail("frames", "height and width of at least 32", f"{h} x {w}")
+    if network.query_init == "clip" and t != network.num_frames:
+        fail("frames", f"{network.num_frames} frames, whose sounds become one set of queries", f"{t} frames")
+    present = batch.get("present")
+    if present is not None:
+        if np.shape(present) != (b, t):
+            fail("present", str((b, t)), str(np.shape(present)))
+        present = jnp.asarray(present, wide(network.dtype))
+    if "audio_embedding" in batch:
+        field, shape = "audio_embedding", (b, t, EMBEDDING)
+    elif "audio" in batch:
+        field, shape = "audio", (b, t, *EXAMPLE)
+    else:
+        fail("audio", "'audio' or 'audio_embedding' to be present", "fields " + ", ".join(sorted(batch)))
+    if np.shape(batch[field]) != shape:
+        fail(field, str(shape), str(np.shape(batch[field])))
+    return frames, jnp.asarray(batch[field]), present

@@ -1,0 +1,153 @@
+"""TransAVS's network: image encoder, pixel decoder, audio encoder, and the transformer between them.
+
+"TransAVS: End-to-end audio-visual segmentation with transformer", arXiv 2305.07223, figure 2.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from avs_jax.models import query_decoder, torch_keys
+from avs_jax.models.decoders.pixel import create_pixel_decoder
+from avs_jax.models.encoders import create_encoder
+from avs_jax.models.encoders.vggish import EMBEDDING
+from avs_jax.models.layers import wide
+
+EXAMPLE = (96, 64)  # one second of sound as VGGish hears it: time by frequency band
+
+
+class Output(NamedTuple):
+    """What the network makes of F frames, clip by clip.
+
+    queries: see `query_decoder.Decoded`. levels: the maps that queries looked at, (F, h, w, d) at strides 32, 16, 8.
+    """
+
+    queries: query_decoder.Decoded
+    levels: tuple
+
+
+class Network(nn.Module):
+    """Image encoder, pixel decoder, audio encoder, queries, transformer. Fields as the options of
+    `avs_jax.methods.transavs.create`, where they have the same name."""
+
+    backbone: str
+    encoder_options: Any
+    freeze_encoder: bool
+    pixel_decoder: str
+    pixel_options: Any
+    audio_options: Any
+    train_audio: bool
+    query_init: str
+    num_queries: int
+    num_frames: int
+    dim: int
+    classes: int
+    style: query_decoder.Style
+    transformer_options: Any
+    remat: bool
+    dtype: Any
+
+    @nn.compact
+    def __call__(self, frames, audio, present=None, train: bool = False, all_layers: bool = False) -> Output:
+        """frames: (B, T, H, W, 3) float32 normalised, any H and W. audio: (B, S, 96, 64) or (B, S, 128).
+
+        S is T, or more where only a clip's first T frames are looked at. present: (B, S) float32, 0 for seconds that
+        only fill up a clip, which are silent. all_layers: see `QueryTransformer`.
+        """
+        images = frames.reshape(-1, *frames.shape[2:])  # frame b * T + t
+        levels, masks = self._look(images, train)
+        queries = make_queries(self).copy(name="queries")(self._hear(audio, present))[:, : frames.shape[1]]
+        transformer = make_transformer(self, train, all_layers).copy(name="transformer")
+        return Output(transformer(queries.reshape(-1, *queries.shape[2:]), levels, masks), tuple(levels))
+
+    def _look(self, images, train):
+        encoder = create_encoder(self.backbone, **dict(self.encoder_options), dtype=self.dtype).copy(name="encoder")
+
+        def encode(encoder, images):
+            return encoder(images, train)
+
+        if self.remat and train and not self.backbone.startswith("swin"):  # Swin does so block by block
+            encode = nn.remat(encode, policy=_products)
+        maps = encode(encoder, images)
+        if self.freeze_encoder:
+            maps = jax.lax.stop_gradient(maps)
+        return make_pixel_decoder(self).copy(name="pixel_decoder")(maps, train)
+
+    def _hear(self, audio, present):
+        if audio.ndim == 3:  # already embedded
+            embedding = audio.astype(wide(self.dtype))
+        else:
+            vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
+            embedding = vggish(audio.reshape(-1, *audio.shape[2:])).reshape(*audio.shape[:2], EMBEDDING)
+            embedding = embedding if self.train_audio else jax.lax.stop_gradient(embedding)
+        return embedding if present is None else embedding * present[..., None]
+
+
+def make_pixel_decoder(network: Network):
+    return create_pixel_decoder(network.pixel_decoder, network.dim, network.dtype, **dict(network.pixel_options))
+
+
+def make_queries(network: Network):
+    return query_decoder.AudioQueries(network.query_init, network.num_queries, network.dim, network.dtype)
+
+
+def make_transformer(network: Network, train: bool = False, all_layers: bool = False):
+    options = {**dict(network.transformer_options), "all_layers": all_layers, "remat": network.remat and train}
+    return query_decoder.QueryTransformer(network.classes, network.style._replace(train=train), **options)
+
+
+def _products(primitive, *_, **__):
+    """What rematerialisation keeps of an encoder: products, which cost time; norms and ReLUs between them cost none."""
+    return primitive.name in ("conv_general_dilated", "dot_general")
+
+
+def example_inputs(network: Network):
+    """The smallest inputs that touch every parameter."""
+    t = network.num_frames if network.query_init == "clip" else 1
+    return jnp.zeros((1, 1, 32, 32, 3)), jnp.zeros((1, t, *EXAMPLE))
+
+
+def torch_table(network: Network) -> torch_keys.Table:
+    """The encoders' public keys, the image encoder's behind "encoder."; of the rest, which has no public code, the
+    names of our parameters as PyTorch would have them."""
+    prefix = "encoder."
+    table = create_encoder(network.backbone, **dict(network.encoder_options)).torch_table()
+    rules = torch_keys.prefixed(table.rules, prefix, ("encoder",))
+    aliases = {rule.key: (prefix + rule.key,) for rule in table.rules}  # an encoder's own file has no prefix
+    aliases |= {name: tuple(prefix + key for key in keys) for name, keys in table.aliases.items()}
+    rules += _own_rules(_own_shapes(network))
+    vggish = create_encoder("vggish", **dict(network.audio_options)).torch_table()
+    rules += torch_keys.prefixed(vggish.rules, "", ("audio",))
+    return torch_keys.Table(tuple(rules), aliases, table.ignored + vggish.ignored, table.namings)
+
+
+def _own_shapes(network: Network) -> dict:
+    """Parameters of what is no encoder, as shapes, without the time that tracing the encoders takes."""
+    channels = create_encoder(network.backbone, **dict(network.encoder_options)).channels
+
+    def make():
+        key = jax.random.key(0)
+        maps = [
+            jnp.zeros((1, 32 // s, 32 // s, c), network.dtype) for s, c in zip((4, 8, 16, 32), channels, strict=True)
+        ]
+        (levels, masks), pixels = make_pixel_decoder(network).init_with_output(key, maps)
+        sounds = jnp.zeros((1, network.num_frames if network.query_init == "clip" else 1, EMBEDDING))
+        queries, made = make_queries(network).init_with_output(key, sounds)
+        transformer = make_transformer(network).init(key, queries[:, 0], levels, masks)
+        parts = {"pixel_decoder": pixels, "queries": made, "transformer": transformer}
+        return {name: dict(variables["params"]) for name, variables in parts.items()}
+
+    return jax.eval_shape(make)
+
+
+def _own_rules(shapes) -> list[torch_keys.Rule]:
+    """A rule for each parameter, called as its path, with PyTorch's "weight" for kernels and scales."""
+    rules = []
+    for path, x in jax.tree_util.tree_flatten_with_path(shapes)[0]:
+        names = tuple(key.key for key in path)
+        public = ".".join((*names[:-1], {"kernel": "weight", "scale": "weight"}.get(names[-1], names[-1])))
+        layout = {4: "conv", 2: "linear"}.get(x.ndim, "same") if names[-1] == "kernel" else "same"
+        rules.append(torch_keys.Rule(public, "params", names, layout))
+    return rules
