@@ -117,6 +117,11 @@ def test_groups_scale_and_freeze():
     assert optimizer.trainable(c, labels) == {"a": True, "b": False, "c": True, "d": False}
 
 
+def test_groups_come_in_one_order_in_every_process():
+    labels = {i: f"part{i}/no_decay" if i % 2 else f"part{i}" for i in (5, 3, 8, 1, 9, 2, 7, 4, 6, 0)}
+    assert list(optimizer.group_options(configs.defaults().optimizer, labels)) == sorted(labels.values())
+
+
 def test_groups_with_rules_of_their_own(gradients):
     """SGD with momentum for most, norms without decay, a part ten times as fast, and Adam at a constant rate."""
     grads, p = gradients

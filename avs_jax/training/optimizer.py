@@ -72,13 +72,13 @@ def group_options(config, labels) -> dict[str, dict]:
     Raises:
       InputError: an entry for a group that the method does not have, or of unknown or impossible content.
     """
-    names = set(jax.tree.leaves(labels))
+    names = sorted(set(jax.tree.leaves(labels)))  # every process must trace the same program, and find it in the cache
     bases = {name: name.removesuffix(f"/{NO_DECAY}") for name in names}
     entries = {name: _entry(config, name, value) for name, value in dict(config.groups).items()}
     for name in entries:
-        if name not in names | set(bases.values()):
+        if name not in {*names, *bases.values()}:
             raise InputError(f"optimizer.groups.{name}", expected="a parameter group of the method", found=repr(name),
-                             hint=nearest(name, names | set(bases.values())))  # fmt: skip
+                             hint=nearest(name, {*names, *bases.values()}))  # fmt: skip
     found = {}
     for name, base in bases.items():
         shared = entries.get(base, {})
