@@ -146,7 +146,8 @@ def _tiny(c, a):
     if a.dataset == "benchmark":
         c.data.update({"fit": "squash"} if a.setting != "avss" else {})
         for split in (c.data.eval, c.data.test):
-            split.pop("pad", None)
+            if "pad" in split:
+                del split.pad
     else:
         c.data.train.length = 2000
     c.steps, c.epochs = 1000, 0.0
