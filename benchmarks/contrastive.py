@@ -1,35 +1,29 @@
-"""CAVP's contrastive loss at full budget, its draw of anchors, and its audio front end: time and memory.
+"""CAVP's contrastive loss as `python -m benchmarks.cavp --parts=loss` measures it: functions with their inputs.
 
-    python -m benchmarks.contrastive [--budget=9216 --channels=304 --blocks=128,512,2048 --batch=16 --size=512
-                                      --repeats=5]
-
-The loss and its gradient in blocks of anchors against the plain form, which holds every similarity; the draw from a
-batch of 16 at 512 x 512 (128 x 128 pixels each); spectrograms of 32 sounds of 3 s. Every line runs in a process of its
-own; processor seconds are those of all cores together.
+The loss and its gradient in blocks of anchors against the plain form, which holds every similarity; the draw of anchors
+from a batch's labels; the whole pairing loss, from fused maps to their gradient.
 """
 
-import argparse
 import functools
-import json
-import os
-import time
 
-from benchmarks.measure import in_own_process, timed
+BLOCK = 512  # anchors at a time, the default of `pairing_loss`
 
 
-def loss(args):
-    """(function, inputs): the value and gradient of the loss of `budget` anchors of 16 classes and the background."""
+def loss(budget: int, channels: int, classes: int, block: int, valid: float = 1.0):
+    """(function, inputs): value and gradient of the loss of `budget` anchors, of all classes and the background.
+
+    block: anchors at a time; 0 = the plain form. valid: share of the anchors that count.
+    """
     import jax
     import numpy as np
 
     from avs_jax.losses.contrastive import contrastive_loss
 
-    r = np.random.default_rng(0)
-    features = r.normal(size=(args.budget, args.channels)).astype(np.float32)
-    labels = np.arange(args.budget) * 18 // args.budget % 17
-    valid = np.arange(args.budget) < args.budget * args.valid
-    f = functools.partial(contrastive_loss, block=args.block) if args.block else plain_loss
-    return jax.value_and_grad(f), (features, labels, valid)
+    features = np.random.default_rng(0).normal(size=(budget, channels)).astype(np.float32)
+    labels = np.arange(budget) * (classes + 1) // budget % classes  # as slots are: the last one is background again
+    counted = np.arange(budget) < budget * valid
+    f = functools.partial(contrastive_loss, block=block) if block else plain_loss
+    return jax.value_and_grad(f), (features, labels, counted)
 
 
 def plain_loss(features, labels, valid, temperature=0.1):
@@ -48,81 +42,49 @@ def plain_loss(features, labels, valid, temperature=0.1):
     return total.sum() / jnp.maximum(valid.sum(), 1)
 
 
-def draw(args):
-    """(function, inputs): anchors of a batch, at stride 4."""
+def draw(batch: int, side: int, classes: int, views: int, slots: int):
+    """(function, inputs): anchors of a batch of `batch` maps of side x side."""
     import jax
-    import numpy as np
 
     from avs_jax.losses.contrastive import draw_anchors
 
-    side, r = args.size // 4, np.random.default_rng(0)
-    labels = np.zeros((args.batch, side, side), np.uint8)
-    for i, image in enumerate(labels):  # an object of a quarter of each image
-        y, x = r.integers(0, side // 2, 2)
-        image[y : y + side // 2, x : x + side // 2] = 1 + i % 16
-    f = functools.partial(draw_anchors, num_classes=22, max_views=512, slots=16)
-    return f, (labels, labels, jax.random.key(0))
+    labels = objects(batch, side, classes)
+    f = functools.partial(draw_anchors, num_classes=classes, max_views=views, slots=slots)
+    return lambda y, heard, key: f(y, heard, key=key), (labels, labels, jax.random.key(0))
 
 
-def front_end(args):
-    """(function, inputs): spectrograms of 32 sounds."""
+def pairing(batch: int, side: int, channels: int, classes: int, **choice):
+    """(function, inputs): value, counts and gradient of the pairing loss of 2 x `batch` fused maps of side x side."""
+    import jax
     import numpy as np
 
-    from avs_jax.models.spectrogram import mel_spectrogram
+    from avs_jax.losses.contrastive import pairing_loss
 
-    waveform = np.random.default_rng(0).normal(size=(32, 48000)).astype(np.float32) / 10
-    return mel_spectrogram, (waveform,)
+    fused = np.random.default_rng(0).normal(size=(2 * batch, side, side, channels)).astype(np.float32)
+    match = np.random.default_rng(1).random((batch, classes)) < 0.5
 
+    def f(fused, labels, match, key):
+        return pairing_loss(fused, labels, match, key=key, **choice)
 
-def measure(args) -> dict:
-    import jax
-
-    f, inputs = {"loss": loss, "draw": draw, "front_end": front_end}[args.part](args)
-    if args.part == "draw":
-        f = functools.partial(lambda g, y, h, key: g(y, h, key=key), f)
-    inputs = jax.device_put(inputs)
-    compiled = jax.jit(f).lower(*inputs).compile()
-    jax.block_until_ready(compiled(*inputs))
-    start = time.process_time()
-    found = timed(lambda: compiled(*inputs), args.repeats)
-    processor = (time.process_time() - start) / args.repeats
-    return {**found, "processor": processor, "temporary": compiled.memory_analysis().temp_size_in_bytes / 2**20}
+    run = jax.value_and_grad(f, has_aux=True)
+    return run, (fused, objects(batch, side, classes), match, jax.random.key(0))
 
 
-def main(args) -> None:
-    if args.part:
-        print(json.dumps(measure(args)))
-        return
-    print(f"float32, {os.cpu_count()} cores, median of {args.repeats}\n")
-    print("| part | ms | processor ms | temporary MiB |")
-    print("|---|---|---|---|")
-    shared = {"budget": args.budget, "channels": args.channels, "batch": args.batch, "size": args.size,
-              "repeats": args.repeats}  # fmt: skip
-    title = f"loss and gradient, {args.budget} anchors x {args.channels},"
-    lines = [(f"{title} all at once", {"part": "loss", "block": 0})]
-    lines += [(f"{title} blocks of {b}", {"part": "loss", "block": b}) for b in args.blocks.split(",")]
-    lines += [(f"{title} blocks of 512, a third of them valid", {"part": "loss", "block": 512, "valid": 1 / 3})]
-    lines += [(f"anchors drawn from {args.batch} x {args.size} x {args.size}", {"part": "draw"})]
-    lines += [("spectrograms, 32 x 3 s", {"part": "front_end"})]
-    for title, options in lines:
-        line = in_own_process("benchmarks.contrastive", **shared, **options)
-        print(f"| {title} | {line['seconds'] * 1e3:.0f} | {line['processor'] * 1e3:.0f} "
-              f"| {line['temporary']:.0f} |", flush=True)  # fmt: skip
+def objects(batch: int, side: int, classes: int):
+    """(batch, side, side) uint8 labels: in every picture an object of a quarter of it, of one class after the other."""
+    import numpy as np
+
+    labels, r = np.zeros((batch, side, side), np.uint8), np.random.default_rng(0)
+    for i, picture in enumerate(labels):
+        y, x = r.integers(0, side - side // 2 + 1, 2)
+        picture[y : y + side // 2, x : x + side // 2] = 1 + i % (classes - 1)
+    return labels
 
 
-def parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--budget", type=int, default=9216)
-    parser.add_argument("--channels", type=int, default=304)
-    parser.add_argument("--blocks", default="128,512,2048")
-    parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--size", type=int, default=512)
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--part", choices=("loss", "draw", "front_end"), help="measure one line in this process")
-    parser.add_argument("--block", type=int, default=512)
-    parser.add_argument("--valid", type=float, default=1.0, help="share of the anchors")
-    return parser.parse_args()
+def loop_flops(anchors: float, budget: int, channels: int, block: int = BLOCK) -> float:
+    """What XLA's count leaves out of value and gradient in blocks: it counts a loop's body once.
 
-
-if __name__ == "__main__":
-    main(parse())
+    anchors: valid ones; only blocks with some are computed, three products each of `block` rows with the budget.
+    """
+    block = min(block, budget)
+    return (-(-anchors // block) - 1) * 3 * 2 * block * (budget + -budget % block) * channels
