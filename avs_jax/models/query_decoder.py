@@ -15,6 +15,7 @@ from jax import lax
 from avs_jax.models.initialise import Random
 from avs_jax.models.layers import Conv, Dense, LayerNorm, wide
 from avs_jax.models.positions import sine_positions
+from avs_jax.models.unfused import unfused
 
 QUERY_INITS = ("frame", "clip", "shared")
 ATTENTIONS = ("einsum", "dot_product")
@@ -116,7 +117,11 @@ class _Layer(nn.Module):
         """norm(x + y), to the letter x + y."""
         s = self.style
         x = x + nn.Dropout(s.dropout, deterministic=not s.train)(y.astype(x.dtype))
-        return x if s.literal else LayerNorm(name=f"{name}_norm")(x)
+        if s.literal:
+            return x
+        norm = LayerNorm(name=f"{name}_norm")
+        x = norm(x)
+        return unfused(x, norm.variables["params"]["scale"])
 
 
 class EncoderLayer(_Layer):
