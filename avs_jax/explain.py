@@ -77,13 +77,13 @@ def attention(
 
 def _attend(run, index, stages) -> dict:
     """{stage: Attended} of a clip, over the frames that are present."""
-    from avs_jax.data.clip import IGNORE
+    from avs_jax.data.clip import IGNORE, bare
     from avs_jax.explanation.drawing import Attended
     from avs_jax.explanation.inputs import FIELDS, pick_stages
     from avs_jax.explanation.space import ranking
     from avs_jax.pictures import spread
 
-    clip = run.source[index]
+    clip = bare(run.source[index])
     inputs = {k: np.asarray(clip[k])[None] for k in FIELDS if k in clip}
     maps = run.method.attention(run.variables, inputs) if run.method.attention else {}
     if not maps:

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from avs_jax.data.clip import IGNORE
+from avs_jax.data.clip import IGNORE, SEEN
 from avs_jax.errors import InputError
 
 COLOURS = np.array(  # of class 1, 2, ...: told apart on dark grey, the first ten by most colour-blind eyes
@@ -366,21 +366,23 @@ def predicted_views(method, variables, source, indices: Sequence[int], swap: boo
     for index in indices:
         clip = source[index]
         field = "audio" if "audio" in clip else "audio_embedding"
-        inputs = {k: clip[k][None] for k in ("frames", "present") if k in clip}
-        shown = np.flatnonzero(clip.get("present", np.ones(len(clip["frames"]), bool)))  # padding is not
+        inputs = {k: clip[k][None] for k in SEEN if k in clip}
+        shown = np.flatnonzero(clip.get("present", np.ones(len(clip["frames"]), bool)))  # padding is not,
+        height, width = clip.get("size", clip["labels"].shape[1:])  # nor the rest of a canvas
+        drawn = np.ix_(shown, np.arange(height), np.arange(width))
         heard = []
         for title, other in (("own sound", index), ("swapped sound", None if partner is None else int(partner[index]))):
             if other is None:
                 continue
             audio = clip[field] if other == index else source.audio(other)
             found = jax.device_get(predict(variables, {**inputs, field: audio[None]}))
-            scores = found.scores[0][shown][..., 0] if method.num_classes == 1 else None
+            scores = found.scores[0][drawn][..., 0] if method.num_classes == 1 else None
             seen = None if field != "audio" else audio[shown] if len(audio) == len(clip["frames"]) else audio
             names = sound_names(source, other)
             names = None if names is None else [names[t] for t in shown]
-            heard.append(Heard(title, found.labels[0][shown], scores, seen, names))
+            heard.append(Heard(title, found.labels[0][drawn], scores, seen, names))
         classes = source.class_names if method.num_classes > 1 else ()
-        views.append(View(source.ids[index], clip["frames"][shown], clip["labels"][shown], heard, classes))
+        views.append(View(source.ids[index], clip["frames"][drawn], clip["labels"][drawn], heard, classes))
     return views
 
 

@@ -22,6 +22,7 @@ from tqdm import tqdm
 from avs_jax import config as configs
 from avs_jax.data import media
 from avs_jax.data.audio import front_end as create_front_end
+from avs_jax.data.clip import bare
 from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.prediction import clips as clipping
@@ -150,7 +151,7 @@ def _from_movie(movie: inputs.Movie, b: Batching):
 def _from_source(source, name: str):
     """(the movie of a clip, its one batch, the number of its frames)."""
     index = inputs.find_clip(source, name)
-    record = source[index]
+    record = bare(source[index])
     shown = np.flatnonzero(record["present"])[-1] + 1 if "present" in record else len(record["frames"])
     frames = record["frames"][:shown]  # without those that only fill up a short clip
     if frames.dtype != np.uint8:

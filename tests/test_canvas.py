@@ -4,12 +4,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from vpo_tree import write_single_plus
 
 import avs_jax
+from avs_jax.data.clip import bare, validate
+from avs_jax.data.pipeline import train_batches
+from avs_jax.data.sources import stills
 from avs_jax.errors import InputError
 from avs_jax.methods import cavp
+from avs_jax.metrics import evaluate_rows
 from avs_jax.models import canvas, layers
 from avs_jax.models.initialise import initialise
+from avs_jax.pictures import predicted_views
 
 CANVAS = (96, 80)
 SMALL = {"audio_encoder": "resnet10", "audio_width": 4, "num_classes": 5, "projector": 8, "low": 4, "channels": 12,
@@ -72,17 +78,13 @@ def test_network_sees_the_picture_alone(name):
 @pytest.mark.parametrize("aligned", [True, False])
 def test_resize_is_each_pictures_own(aligned):
     r = np.random.default_rng(0)
-    sizes = np.array([[96, 80], [37, 50], [5, 3], [1, 80]], np.int32)
-    board = canvas.Canvas(CANVAS, jnp.asarray(sizes))
+    sizes = np.array([[37, 50], [5, 3], [1, 80]], np.int32)
     x = r.normal(size=(len(sizes), 24, 20, 2)).astype(np.float32)
-    for shape in (CANVAS, (48, 40)):
-        got = canvas.resize(board, x, shape, aligned)
-        assert got.shape == (len(sizes), *shape, 2)
-        plain = layers.resize_aligned if aligned else layers.resize
-        for n, (h, w) in enumerate(sizes):
-            after = tuple(-(-s * m // c) for s, m, c in zip((h, w), shape, CANVAS, strict=True))
-            want = plain(x[n : n + 1, : -(-h // 4), : -(-w // 4)], after)[0]
-            np.testing.assert_allclose(got[n, : after[0], : after[1]], want, atol=1e-5)
+    got = canvas.resize(canvas.Canvas(CANVAS, jnp.asarray(sizes)), x, CANVAS, aligned)
+    plain = layers.resize_aligned if aligned else layers.resize
+    for n, (h, w) in enumerate(sizes):
+        want = plain(x[n : n + 1, : -(-h // 4), : -(-w // 4)], (h, w))[0]
+        np.testing.assert_allclose(got[n, :h, :w], want, atol=1e-5)
 
 
 def test_sizes_follow_every_halving_and_no_other_map_is_accepted():
@@ -143,3 +145,67 @@ def test_prediction_of_several_sizes_is_compiled_once(small, monkeypatch):
 def test_bad_sizes(small, size):
     with pytest.raises(InputError, match="'size'"):
         small[0].predict(small[1], {**make_batch((64, 64)), "size": size})
+
+
+# ------------------------------------------------------------------------------------------------ from files to figures
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    root = tmp_path_factory.mktemp("single_plus")
+    return write_single_plus(root / "data", root / "others")
+
+
+def source_of(folder, pad, split="test"):
+    return avs_jax.create_source("single_plus", root=str(folder), split=split, pad=pad)
+
+
+def test_buckets(folder):
+    sizes = {(427, 640): (512, 640), (640, 480): (640, 512), (200, 256): (256, 256), (640, 640): (640, 640),
+             (513, 600): (640, 640), (720, 1280): (768, 1280), (100, 641): (128, 768)}  # fmt: skip
+    assert {size: stills.padded(size, "buckets") for size in sizes} == sizes
+    plain, padded = source_of(folder, 0), source_of(folder, "buckets")
+    for i in range(len(plain)):
+        clip = validate(padded[i], num_classes=24)
+        assert clip["frames"].shape == (1, 256, 256, 3) and "size" not in plain[i]
+        again = bare(clip)
+        assert again.keys() == plain[i].keys()
+        assert all(np.array_equal(again[field], plain[i][field]) for field in again)
+    clip["labels"][0, clip["size"][0], 0] = 0
+    with pytest.raises(InputError, match="beyond the pictures"):
+        validate(clip, num_classes=24)
+    with pytest.raises(InputError, match="'size'"):
+        validate({**clip, "size": np.array([257, 3], np.int32)}, num_classes=24)
+    with pytest.raises(InputError, match=r"data\.pad"):
+        source_of(folder, "bucket")
+
+
+def test_crops_for_training_have_no_size(folder):
+    batch = next(train_batches(source_of(folder, 64, "train"), seed=0, batch_size=2, augment={"crop": 16}, threads=0))
+    assert "size" not in batch and batch["frames"].shape == (2, 1, 16, 16, 3)
+
+
+def test_evaluation_of_several_sizes(folder, monkeypatch):
+    """Clip by clip at their own size, and several on one canvas: the same figures, from one compilation."""
+    method = avs_jax.create("cavp", **{**SMALL, "num_classes": 2}, backbone="resnet10", fusion="none")
+    variables = random_variables(cavp.build_network(method.options))
+    logits = cavp.create(**method.options).predict(variables, make_batch((30, 50))).logits
+    classifier = variables["params"]["head"]["classifier"]  # of noise it marks a half
+    classifier["bias"] = classifier["bias"] - np.median(logits.reshape(-1, 2) - logits.reshape(-1, 2)[:, :1], 0)
+    traced, plain = [], cavp.normalise
+    monkeypatch.setattr(cavp, "normalise", lambda x: traced.append(x.shape[1:3]) or plain(x))
+    reports = {}
+    for pad, size in ((0, 1), ((64, 64), 2)):
+        source = avs_jax.create_source(
+            "single_plus", root=str(folder), setting="avs_m", split="test", fit="none", pad=pad
+        )
+        options = {"conditions": ("true",), "bootstrap": 0, "batch_size": size, "max_clips": 2}
+        reports[pad] = evaluate_rows(method, variables, source, **options)
+    assert traced == [(30, 50), (34, 48), (64, 64)]
+    own, together = (report.figures for report in reports.values())
+    assert 0 < own["miou"] < 1 and 0 < own["f_best"] < 1
+    assert [row["true_pixels"] for row in reports[0].rows] == [140, 130]
+    for name in ("miou", "fscore", "f_best", "fdr"):
+        np.testing.assert_allclose(together[name], own[name], rtol=1e-3)
+    (view,) = predicted_views(method, variables, source, [1], swap=False)
+    assert view.frames.shape == (1, 34, 48, 3) and view.heard[0].labels.shape == (1, 34, 48)

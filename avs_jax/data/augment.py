@@ -84,7 +84,8 @@ class Augment:
         sound = clip.get("audio")
         if flips and sound is not None and sound.ndim == 3 and sound.shape[1] == 2:
             changed["audio"] = np.ascontiguousarray(sound[:, ::-1])
-        return {**clip, **changed}
+        kept = {field: value for field, value in clip.items() if field != "size"}  # pictures are no longer top left
+        return {**kept, **changed}
 
 
 def make(options: Mapping) -> Augment | None:

@@ -17,6 +17,7 @@ Clip = dict[str, Any]
 | `labels`          | (T, H, W) uint8                      | class of the sounding object; 0 background, 255 ignore    |
 | `labelled`        | (T,) bool                            | frames whose labels may be trained on                     |
 | `present`         | (T,) bool, optional                  | False where a frame only fills up a short clip            |
+| `size`            | (2,) int32, optional                 | height and width of the pictures, top left in `frames`    |
 | `id`              | str                                  | names the clip in errors, reports and tables              |
 
 A batch stacks these with a leading B, leaves `id` on the host, and adds `index` (B,) int32, the clip's position in its
@@ -28,7 +29,13 @@ What `frames` and `audio` hold where `present` is False means nothing, and a met
 pipeline's padding is zero after normalisation, which no uint8 is, so the method itself zeroes the normalised frames and
 the sound there. (Sources put zeros; augmentation and another clip's sound may put anything.) Such a frame is never
 `labelled`; its `labels` are 0 where it is to be scored as background, as the public semantic figures do, or 255.
+
+With `size` the frames are canvases, larger than the pictures so that clips of many sizes have few shapes. What lies to
+the right of the pictures and below means nothing there either, to a prediction; its labels are 255. Training takes the
+canvas for the picture, and augmentation drops `size`.
 """
+
+SEEN = ("frames", "size", "present")  # the fields a prediction is made from, with a sound
 
 IGNORE = 255  # label of a pixel that is neither trained on nor scored
 
@@ -62,6 +69,8 @@ def validate(clip: Clip, *, num_classes: int = 2, where: str = "") -> Clip:
         fail("labelled", f"{frames.shape[:1]} bool", f"{labelled.shape} {labelled.dtype}")
     if "present" in clip:
         _check_present(clip, fail)
+    if "size" in clip:
+        _check_size(clip, fail)
     field = "audio" if "audio" in clip else "audio_embedding"
     audio = clip[field]
     if audio.dtype != np.float32:
@@ -72,6 +81,25 @@ def validate(clip: Clip, *, num_classes: int = 2, where: str = "") -> Clip:
     if bad.size:
         fail("labels", f"values below {num_classes}, or {IGNORE} for ignore", f"value {int(bad[0])}")
     return clip
+
+
+def bare(clip: Clip) -> Clip:
+    """The clip with frames and labels cut to the pictures, without `size`."""
+    if "size" not in clip:
+        return clip
+    height, width = clip["size"]
+    cut = {field: clip[field][:, :height, :width] for field in ("frames", "labels")}
+    return {k: v for k, v in clip.items() if k != "size"} | cut
+
+
+def _check_size(clip: Clip, fail) -> None:
+    size, canvas = clip["size"], clip["labels"].shape[1:]
+    if size.shape != (2,) or size.dtype != np.int32:
+        fail("size", "(2,) int32", f"{size.shape} {size.dtype}")
+    if (size < 1).any() or (size > canvas).any():
+        fail("size", f"1 x 1 to {canvas[0]} x {canvas[1]} pixels, the frames'", f"{size[0]} x {size[1]}")
+    if (clip["labels"][:, size[0] :] != IGNORE).any() or (clip["labels"][:, :, size[1] :] != IGNORE).any():
+        fail("labels", f"{IGNORE} beyond the pictures of {size[0]} x {size[1]} pixels", "other labels")
 
 
 def _check_present(clip: Clip, fail) -> None:

@@ -4,9 +4,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from avs_jax.data.clip import SEEN
 from avs_jax.errors import InputError, nearest
 
-FIELDS = ("frames", "present", "audio", "audio_embedding")  # of the record: what a method sees and hears
+FIELDS = (*SEEN, "audio", "audio_embedding")  # of the record: what a method sees and hears
 
 
 class Run(NamedTuple):

@@ -10,6 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, SingleDeviceSharding
 from jax.sharding import PartitionSpec as P
 
+from avs_jax.data.clip import SEEN
 from avs_jax.metrics.counts import frame_counts
 from avs_jax.metrics.sounds import Sounds
 from avs_jax.metrics.tally import Tally, tally
@@ -72,10 +73,8 @@ def _count_group(count, place, variables, batch, chosen, sounds):
     """Device counts of the chosen clips under every sound; frames and labels travel once."""
     field = "audio" if "audio" in batch else "audio_embedding"
     index, true = np.maximum(np.asarray(batch["index"])[chosen], 0), np.asarray(batch[field])[chosen]
-    frames, truth = place(np.asarray(batch["frames"])[chosen]), place(np.asarray(batch["labels"])[chosen])
-    inputs = {"frames": frames}
-    if "present" in batch:
-        inputs["present"] = place(np.asarray(batch["present"])[chosen])
+    truth = place(np.asarray(batch["labels"])[chosen])
+    inputs = {k: place(np.asarray(batch[k])[chosen]) for k in SEEN if k in batch}
     heard = ((name, place(sounds(name, index, true))) for name in sounds.conditions)
     return {name: count(variables, {**inputs, field: audio}, truth) for name, audio in heard}
 

@@ -9,7 +9,7 @@ picture's edge. On a canvas each of these layers is given what it would meet at 
 | convolution wider than 1 x 1 | zero, which is its padding                                                          |
 | max pooling, softmax         | -inf                                                                                |
 | mean                         | left out of sum and count                                                           |
-| bilinear resize              | weights that stop at the edge, computed from the picture's own sizes before and afte|
+| bilinear resize              | weights that stop at the edge, computed from the picture's own sizes                |
 
 All else works pixel by pixel (1 x 1 convolutions, norms with running statistics, activations, fusion with a sound).
 The values inside are the bare picture's up to the rounding of another order of summation; those outside mean nothing.

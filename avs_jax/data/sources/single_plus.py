@@ -44,7 +44,7 @@ class SinglePlusSource(stills.StillSource):
       setting: "single_plus" (24 classes), "salient" (binary) or "avs_m" (salient with the sounds replaced).
       split: "train", "val" or "test".
       image_size, fit, pad: see `stills.Fit`. By default salient frames are squashed to 224 x 224, and those of
-        single_plus keep their own size, which training crops (`augment.crop`).
+        single_plus keep their own size, which training crops (`augment.crop`) and pad="buckets" brings to few shapes.
       front_end: name of what turns sound into `audio` (`avs_jax.data.audio`).
       seconds: of the middle of each sound.
       table: the table's file name in the folder; "" takes the only .csv.
@@ -64,7 +64,7 @@ class SinglePlusSource(stills.StillSource):
         split: str = "train",
         image_size: int | tuple[int, int] | None = None,
         fit: str = "auto",
-        pad: int | tuple[int, int] = 0,
+        pad: int | tuple[int, int] | str = 0,
         front_end: str = "waveform",
         seconds: float = 1.0,
         table: str = "",
@@ -92,10 +92,10 @@ class SinglePlusSource(stills.StillSource):
         self.categories = tuple(CLASSES[row.label] for row in self._rows)
 
     def visual(self, index: int) -> Clip:
-        """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W)."""
+        """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W), with `pad` also `size`."""
         row = self._row(index)
-        frame, labels = self._fit(self._frame(row), lambda size: self._mask(row, size))
-        return {"frames": frame[None], "labels": labels[None], "labelled": np.ones(1, bool), "id": row.id}
+        picture = self._fit(self._frame(row), lambda size: self._mask(row, size))
+        return {**picture, "labelled": np.ones(1, bool), "id": row.id}
 
     def waveform(self, index: int) -> np.ndarray:
         """What is heard of clip `index` before the front end: (samples,) float32 at 16 kHz."""

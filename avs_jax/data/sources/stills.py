@@ -8,12 +8,14 @@ import numpy as np
 
 from avs_jax.data import audio, images
 from avs_jax.data.augment import FILL
-from avs_jax.data.clip import IGNORE
+from avs_jax.data.clip import IGNORE, Clip
 from avs_jax.data.sources import files
 from avs_jax.data.sources.avsbench_table import read_lines
 from avs_jax.errors import InputError
 
 FITS = ("none", *images.FITS)
+BUCKETS = ((256, 256), (512, 640), (640, 512), (640, 640))  # for COCO, whose pictures' longer sides have 640 pixels
+STEP = 128  # larger pictures come to multiples of this
 
 
 class StillSource(files.FileSource):
@@ -36,55 +38,65 @@ class Fit:
       how: "none" keeps the picture's own size, which training crops (`augment.crop`) and evaluation takes as it is;
         "squash" and "crop" scale it to `size`, as `images.fitted`.
       size: (height, width).
-      pad: with "none": sides are padded to the right and below to the next multiple of this, so that few shapes occur
-        (mean colour; ignored labels); or (height, width), one shape for all; 0 leaves them. What a network makes of
-        the pixels near the padding is not what it would make of them at the picture's edge.
+      pad: with "none": pictures are padded to the right and below, so that few shapes occur (mean colour; ignored
+        labels). A number: sides come to the next multiple of it; (height, width): one shape for all; "buckets": the
+        smallest of `BUCKETS` that holds the picture, or multiples of `STEP`; 0: nothing. Padded clips have `size`, by
+        which a method that knows it (CAVP) predicts as without padding; any other sees the mean colour at the edge.
     """
 
     how: str
     size: tuple[int, int]
-    pad: int | tuple[int, int] = 0
+    pad: int | tuple[int, int] | str = 0
 
-    def __call__(self, path: Path, read: Callable[[tuple[int, int]], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+    def __call__(self, path: Path, read: Callable[[tuple[int, int]], np.ndarray]) -> Clip:
         """Reads the picture and its labels.
 
         Args:
           read: (height, width) of the picture -> its labels of the same size, uint8.
         Returns:
-          (H, W, 3) and (H, W) uint8.
+          `frames` (1, H, W, 3), `labels` (1, H, W), and with `pad` `size`, as the record has them.
         """
         frame = images.read_frame(path)
         labels = read(frame.shape[:2])
         if self.how != "none":
             smooth, nearest = images.Image.Resampling.BILINEAR, images.Image.Resampling.NEAREST
-            return _scaled(frame, self, smooth), _scaled(labels, self, nearest)
-        height, width = (_padded(n, k, self.pad) for k, n in enumerate(labels.shape))
-        if (height, width) == labels.shape:
-            return frame, labels
-        if height < labels.shape[0] or width < labels.shape[1]:
+            frame, labels = _scaled(frame, self, smooth), _scaled(labels, self, nearest)
+        if not self.pad:
+            return {"frames": frame[None], "labels": labels[None]}
+        height, width = canvas = padded(labels.shape, self.pad)
+        rest = [(0, m - n) for n, m in zip(labels.shape, canvas, strict=True)]
+        if min(rest)[1] < 0:
             expected = f"at most data.pad = {height} x {width} pixels"
             raise InputError(path, expected=expected, found=f"{labels.shape[0]} x {labels.shape[1]}")
-        big = np.broadcast_to(np.array(FILL, np.uint8), (height, width, 3)).copy()
-        big[: labels.shape[0], : labels.shape[1]] = frame
-        rest = (height - labels.shape[0], width - labels.shape[1])
-        return big, np.pad(labels, ((0, rest[0]), (0, rest[1])), constant_values=IGNORE)
+        big = np.broadcast_to(np.array(FILL, np.uint8), (1, height, width, 3)).copy()
+        big[0, : labels.shape[0], : labels.shape[1]] = frame
+        size = np.array(labels.shape, np.int32)
+        return {"frames": big, "labels": np.pad(labels, rest, constant_values=IGNORE)[None], "size": size}
 
 
 def _scaled(pixels: np.ndarray, fit: Fit, how) -> np.ndarray:
     return np.asarray(images.fitted(images.Image.fromarray(pixels), fit.size, fit.how, how))
 
 
-def _padded(side: int, axis: int, pad: int | tuple[int, int]) -> int:
+def padded(size: tuple[int, int], pad: int | tuple[int, int] | str) -> tuple[int, int]:
+    """(height, width) that a picture of this size is padded to; see `Fit`. One shape may be too small for it."""
     if isinstance(pad, tuple):
-        return pad[axis]
-    return -(-side // pad) * pad if pad else side
+        return pad
+    if pad == "buckets":
+        holding = [bucket for bucket in BUCKETS if bucket[0] >= size[0] and bucket[1] >= size[1]]
+        if holding:
+            return holding[0]
+        pad = STEP
+    return tuple(-(-side // pad) * pad for side in size)
 
 
 def fit_of(how: str, image_size, pad) -> Fit:
     """The options `data.fit`, `data.image_size` and `data.pad`, checked."""
     files.choice("fit", how, FITS)
-    expected = "a number of pixels that sides become multiples of, (height, width), or 0"
-    if np.ndim(pad):
+    expected = "a number of pixels that sides become multiples of, (height, width), 'buckets', or 0"
+    if pad == "buckets":
+        wrong = False
+    elif np.ndim(pad):
         pad = tuple(pad)
         wrong = len(pad) != 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 1 for n in pad)
     else:

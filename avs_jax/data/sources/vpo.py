@@ -49,7 +49,7 @@ class VPOSource(stills.StillSource):
       setting: "vpo_ss", "vpo_ms" or "vpo_msmi", whose pictures partly lie in VPO-MS.
       split: "train" or "test"; there is no other, and "val" is read as "test", as by the public code.
       image_size, fit, pad: see `stills.Fit`. By default pictures keep their own size: training needs
-        `augment.crop`, evaluation a batch of one, or a `pad` that is the same for all.
+        `augment.crop`, evaluation a batch of one; with pad="buckets" it compiles for few shapes.
       front_end: name of what turns sound into `audio` (`avs_jax.data.audio`).
       seconds: of the middle of each clip; clips of one picture are added.
       stereo: two channels, each object's sound where it is in the picture; a flip swaps them (`avs_jax.data.augment`).
@@ -70,7 +70,7 @@ class VPOSource(stills.StillSource):
         split: str = "train",
         image_size: int | tuple[int, int] = 512,
         fit: str = "none",
-        pad: int | tuple[int, int] = 0,
+        pad: int | tuple[int, int] | str = 0,
         front_end: str = "waveform",
         seconds: float = 3.0,
         stereo: bool = False,
@@ -95,10 +95,10 @@ class VPOSource(stills.StillSource):
         self._labels, self._known = vpo_classes.label_table(self.fold_person)
 
     def visual(self, index: int) -> Clip:
-        """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W)."""
+        """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W), with `pad` also `size`."""
         row = self._row(index)
-        frame, labels = self._fit(self._picture(row), lambda size: self._mask(row, size))
-        return {"frames": frame[None], "labels": labels[None], "labelled": np.ones(1, bool), "id": row.id}
+        picture = self._fit(self._picture(row), lambda size: self._mask(row, size))
+        return {**picture, "labelled": np.ones(1, bool), "id": row.id}
 
     def waveform(self, index: int) -> np.ndarray:
         """What is heard of clip `index` before the front end: (samples,) or (samples, 2) float32 at 16 kHz."""
