@@ -1,0 +1,131 @@
+"""Blocks of rows of pictures on one sheet. matplotlib, slow to import, is loaded on first use and needs no display."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: five frames of a clip, what stands left of them, and right
+GAP, CAPTION, HEAD = 0.06, 0.19, 0.3  # inches: between rows, for a line of text, above a clip
+
+
+class Row(NamedTuple):
+    """Pictures of a clip's frames, side by side.
+
+    label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: in words, to the right.
+    space: inches above, beyond the usual gap. legend: texts and their colours, below; None where there are no classes.
+    """
+
+    label: str
+    image: np.ndarray
+    captions: Sequence[str] | None = None
+    score: str = ""
+    space: float = 0.0
+    legend: Sequence[tuple] | None = None
+
+    def height(self, wide):
+        """In inches, where the image is `wide` inches wide."""
+        own = wide * self.image.shape[0] / self.image.shape[1]
+        return own + GAP + self.space + (0.0 if self.captions is None and self.legend is None else CAPTION)
+
+
+def block_picture(
+    path: str | Path,
+    blocks: Sequence[tuple[str, Sequence[Row]]],
+    *,
+    frames: int,
+    title: str,
+    note: str,
+    columns: int = 2,
+    key: tuple[str, np.ndarray, str] | None = None,
+) -> Path:
+    """Draws blocks of rows of pictures, a block for each clip.
+
+    Args:
+      path: where to write a PNG.
+      blocks: (name, rows) each.
+      frames: of a clip; with more than five the rows are wider, and fewer blocks stand side by side.
+      title, note: above everything; the note may have several lines.
+      columns: blocks side by side.
+      key: a bar of colours below the note: (its left end in words, (h, w, 3) uint8, its right end in words).
+    """
+    wide = INNER * max(1.0, frames / 5)
+    columns = min(max(1, int(columns * INNER / wide)), len(blocks))
+    lines = [blocks[n : n + columns] for n in range(0, len(blocks), columns)]
+    talls = [HEAD + 0.25 + max(sum(row.height(wide) for row in rows) for _, rows in line) for line in lines]
+    head = 0.8 + CAPTION * note.count("\n") + 0.35 * (key is not None)  # inches
+    width, height = columns * (LEFT + wide + RIGHT), head + 0.05 + sum(talls)
+    figure = new_figure(width, height)
+    heading(figure, title, note)
+    if key is not None:
+        _draw_key(figure, *key, height - head + 0.27)
+    for n, (name, rows) in enumerate(blocks):
+        x = (n % columns) * (LEFT + wide + RIGHT) + LEFT
+        _draw_block(figure, name, rows, wide, x, height - head - sum(talls[: n // columns]))
+    return save_figure(figure, path)
+
+
+def _draw_key(figure, low, image, high, y):
+    """A bar of colours in the middle, its centre y inches from below."""
+    width, height = figure.get_size_inches()
+    axes = figure.add_axes((0.5 - 0.8 / width, (y - 0.08) / height, 1.6 / width, 0.16 / height))
+    axes.imshow(image, aspect="auto")
+    axes.set_axis_off()
+    figure.text(0.5 - 0.88 / width, y / height, low, ha="right", va="center", fontsize=9.5)
+    figure.text(0.5 + 0.88 / width, y / height, high, ha="left", va="center", fontsize=9.5)
+
+
+def _draw_block(figure, name, rows, wide, x, y):
+    """One clip, its pictures from x rightwards and y downwards, in inches from the lower left."""
+    width, height = figure.get_size_inches()
+    figure.text(x / width, y / height, name, fontsize=11, weight="bold", va="top")
+    y -= HEAD
+    for row in rows:
+        tall = wide * row.image.shape[0] / row.image.shape[1]
+        y -= row.space
+        axes = figure.add_axes((x / width, (y - tall) / height, wide / width, tall / height))
+        axes.imshow(row.image, aspect="auto", interpolation="nearest")
+        axes.set_axis_off()
+        middle = (y - tall / 2) / height
+        figure.text((x - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=9.5)
+        if row.score:
+            figure.text((x + wide + 0.1) / width, middle, row.score, va="center", fontsize=11, weight="bold")
+        at = x
+        for text, colour in row.legend or ():
+            figure.text(at / width, (y - tall - 0.02) / height, text, fontsize=9, va="top", color=colour)
+            at += 0.15 + 0.085 * len(text)  # inches: about the width of the text
+        if row.captions:
+            once = len(set(row.captions)) == 1
+            for n, text in enumerate(row.captions[:1] if once else row.captions):
+                size = 9 if once else min(9, 150 / max(len(text), 1))
+                at = (x + (wide + GAP) * n / len(row.captions)) / width
+                figure.text(
+                    at, (y - tall - 0.02) / height, text or "(silence)", fontsize=size, va="top", color="#333333"
+                )
+        y -= row.height(wide) - row.space
+
+
+def heading(figure, title: str, note: str) -> None:
+    """A title and, smaller, a note at the top of a figure."""
+    height = figure.get_size_inches()[1]
+    figure.text(0.5, 1 - 0.15 / height, title, ha="center", va="top", fontsize=14, weight="bold")
+    figure.text(0.5, 1 - 0.47 / height, note, ha="center", va="top", fontsize=10, color="#444444")
+
+
+def new_figure(width: float, height: float):
+    """An empty white figure, inches wide and high."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), facecolor="white")
+    FigureCanvasAgg(figure)  # no window system, no global state
+    return figure
+
+
+def save_figure(figure, path: str | Path) -> Path:
+    """Writes a figure as a PNG, its folder included."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    return path
