@@ -10,7 +10,6 @@ from avs_jax.errors import InputError
 from avs_jax.methods import Method
 from avs_jax.weights import matching
 from avs_jax.weights.convert import fill, initial, read, table_of, to_torch
-from avs_jax.weights.inspection import needed_by
 from avs_jax.weights.writing import SUFFIXES, save_state_dict
 
 PARTS = ("all", "network", "audio")
@@ -97,8 +96,8 @@ def _load(model, paths, part: str = "all") -> dict:
     table = table_of(model)
     state_dict = matching.merge([read(path) for path in paths], table)
     variables = jax.tree.map(np.asarray, jax.jit(lambda: initial(model))())
-    needed = {"all": lambda rule: True, "audio": matching.is_audio, "network": needed_by(state_dict, table)}[part]
-    match = matching.compare(state_dict, table, variables, needed)
+    wanted = {"all": lambda rule: True, "audio": matching.is_audio, "network": lambda rule: not matching.is_audio(rule)}
+    match = matching.compare(state_dict, table, variables, lambda rule: wanted[part](rule) or rule.key in state_dict)
     match.require(", ".join(map(str, paths)))
     return fill(variables, table, state_dict)
 

@@ -26,8 +26,9 @@ def load_torch(model, weights, partial: bool = False) -> dict:
     Args:
       model: a `Method`, or an encoder from `create_encoder`.
       weights: {public key: array}, the path of a file, or a list of those that together cover the model (TPAVI's own
-        file and VGGish's). ImageNet files of the encoder are understood too. A "module." before every key is dropped.
-        Floating-point numbers of any width become float32.
+        file and VGGish's). The encoders' own files are understood too, each as the encoder that its keys fit best; they
+        leave a method's other parts missing. A "module." before every key is dropped. Floating-point numbers of any
+        width become float32.
       partial: leave what no file covers at its initial value (key 0). Keys that the model does not have are errors
         either way, but for classifier heads (`fc.*`).
     Returns:

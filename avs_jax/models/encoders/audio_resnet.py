@@ -69,8 +69,7 @@ class AudioResNet(nn.Module):
         """torchvision's keys, with `fc` as the embedding; public files hold a pretext head beside them."""
         rules = torch_keys.conv("conv1", ("conv1",), bias=False) + torch_keys.batch_norm("bn1", ("bn1",))
         rules += block_rules(self._blocks()) + torch_keys.linear("fc", ("fc",))
-        kind = f"an ImageNet {self.size.replace('resnet', 'ResNet-')}, of which conv1 and fc stay unused"
-        published = torch_keys.Published(
-            kind, ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth", "timm/resnet18.tv_in1k")
-        )
+        files = ("resnet18-f37072fd.pth", "resnet18-5c106cde.pth", "timm/resnet18.tv_in1k")
+        kind = "an ImageNet ResNet-18, of which conv1 and fc stay unused"
+        published = torch_keys.Published(kind, files) if self.size == "resnet18" else None
         return torch_keys.Table(tuple(rules), fresh=self.fresh, published=published)
