@@ -1,14 +1,16 @@
 """The command behind every table: trains what is missing, evaluates, and prints the paper's figures beside ours."""
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from avs_jax import cli
 from avs_jax.errors import InputError, nearest
 from experiments import report, running
-from experiments.tables import Job, Setup, Table, job_of
+from experiments.tables import Comparison, Job, Setup, Table, job_of
 
 EPILOG = """\
 Every run is a workdir under <workdir>/<dataset>-<scale>/runs, named after itself and a hash of its recipe: tables share
@@ -17,25 +19,40 @@ the folders). --config.<field>=<value> changes a field of every run, e.g. --conf
 """
 
 
-def main(make: Callable[[Setup], Table], description: str, argv: Sequence[str] | None = None) -> int:
+class Disk(NamedTuple):
+    """The real data of a paper. dataset: its name. root: the folder's default. what: the folder is, in words."""
+
+    dataset: str
+    root: str
+    what: str
+
+
+AVSBENCH = Disk("avsbench", "avsbench_data", "AVSBench's folder")
+
+
+def main(make: Callable[[Setup], Table], description: str, argv: Sequence[str] | None = None,
+         disk: Disk = AVSBENCH) -> int:  # fmt: skip
     """Runs a table's command.
 
     Args:
       make: from where and how large to the table.
       description: of the table, for --help.
       argv: the command line; that of the process if None.
+      disk: the paper's data.
     Returns:
       Exit status: 0; 1 where a run diverged; 2 on bad input, told in one line; 128 + the signal that asked to stop.
     """
     try:
-        args, setup = parse(description, argv)
+        args, setup = parse(description, argv, disk)
         table = make(setup)
-        jobs = select(table, setup, args.seeds, args.only)
+        seeds = args.seeds or list(table.seeds)
+        table = with_comparisons(table, args.compare, seeds)
+        jobs = select(table, setup, seeds, args.only)
         folder = Path(args.workdir).expanduser().resolve() / f"{setup.dataset}-{setup.scale}"
         if args.dry_run:
             print("\n".join(plan(jobs, folder / "runs")))
             return 0
-        return run(table, setup, args.seeds, jobs, folder)
+        return run(table, setup, seeds, jobs, folder)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -44,7 +61,7 @@ def main(make: Callable[[Setup], Table], description: str, argv: Sequence[str] |
         return 128 + getattr(stop, "signal", 2)
 
 
-def parse(description: str, argv: Sequence[str] | None) -> tuple[argparse.Namespace, Setup]:
+def parse(description: str, argv: Sequence[str] | None, disk: Disk = AVSBENCH) -> tuple[argparse.Namespace, Setup]:
     """The command line: (arguments, setup).
 
     Raises:
@@ -53,15 +70,21 @@ def parse(description: str, argv: Sequence[str] | None) -> tuple[argparse.Namesp
     layout = argparse.RawDescriptionHelpFormatter
     parser = cli.Parser("python -m experiments.<table>", description=description, epilog=EPILOG, formatter_class=layout)
     add = parser.add_argument
-    add("--dataset", default="avsbench", help="avsbench (default), or synthetic: the embedded one")
+    add("--dataset", default=disk.dataset, help=f"{disk.dataset} (default), or synthetic: the embedded one")
     add("--scale", default="full", help="full (default): the paper's recipe; tiny: minutes on a CPU")
-    add("--root", default="avsbench_data", help="AVSBench's folder (default: avsbench_data)")
+    add("--root", default=disk.root, help=f"{disk.what} (default: {disk.root})")
     add("--workdir", default="runs/experiments", help="where runs and tables go (default: runs/experiments)")
-    add("--seeds", default="0", help="comma-separated; several give the mean and the range (default: 0)")
+    add("--seeds", default="", help="comma-separated; several give the mean and the range (default: the table's)")
+    test = "'row A>row B': the one-sided z-test over seeds that A is better; may be given again"
+    add("--compare", action="append", default=[], help=test)
     add("--only", default="", help="train only the runs whose name contains this, and those they start from")
     add("--dry-run", "--dry_run", action="store_true", help="list the runs and how far they are, and leave")
     args, rest = parser.parse_known_args(argv)
-    args.seeds = _seeds(args.seeds)
+    args.seeds = _seeds(args.seeds) if args.seeds else []
+    valid = (disk.dataset, "synthetic")
+    if args.dataset not in valid:
+        raise InputError("--dataset", expected=" or ".join(valid), found=repr(args.dataset),
+                         hint=nearest(args.dataset, valid))  # fmt: skip
     return args, Setup(args.dataset, args.scale, args.root, _overrides(rest, parser))
 
 
@@ -70,6 +93,25 @@ def _seeds(text: str) -> list[int]:
     if not all(part.isdecimal() for part in parts) or len(set(parts)) != len(parts):
         raise InputError("--seeds", expected="different numbers, as in 0,1,2", found=repr(text))
     return [int(part) for part in parts]
+
+
+def with_comparisons(table: Table, texts: Sequence[str], seeds: Sequence[int]) -> Table:
+    """The table with the tests that "row A>row B" ask for.
+
+    Raises:
+      InputError: another text, a row that is not there or has no run, or fewer than two seeds.
+    """
+    tests, rows = list(table.comparisons), [row for row, cells in table.rows.items() if any(c.run for c in cells)]
+    for text in texts:
+        labels = [part.strip() for part in text.split(">")]
+        unknown = [label for label in labels if label not in rows]
+        if len(labels) != 2 or unknown:
+            raise InputError("--compare", expected="'A>B' with rows of " + " | ".join(rows), found=repr(text),
+                             hint=nearest(unknown[0], rows) if unknown else "")  # fmt: skip
+        tests.append(Comparison(*labels))
+    if texts and len(seeds) < 2:
+        raise InputError("--seeds", expected="two or more for --compare", found=",".join(map(str, seeds)))
+    return dataclasses.replace(table, comparisons=tuple(tests))
 
 
 def _overrides(items: Sequence[str], parser) -> tuple:

@@ -1,83 +1,43 @@
 """A table as Markdown, JSON and a picture: the paper's figures beside ours, with intervals."""
 
 import json
+import math
 import textwrap
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-import numpy as np
-
-from avs_jax.metrics.bootstrap import resamples
-from experiments.running import State
-from experiments.tables import Cell, Job, Run, Setup, Table
+from experiments.figures import Done, answer, difference, values
+from experiments.significance import Moments, moments, one_sided_z
+from experiments.tables import FIGURES, Cell, Comparison, Setup, Table
 
 PAPER, OURS = "#8a8a8a", "#1f5fa8"
-UNITS = {"miou": (100, 2, 1), "fscore": (1, 3, 3)}  # factor, decimals of the paper's figure and of ours
-
-
-class Answer(NamedTuple):
-    """Our side of a cell, in the table's unit: mean of the seeds that are done, the ends of its interval (95 % over
-    resampled clips for one seed, the seeds' range for several), and how many seeds are done."""
-
-    value: float
-    low: float
-    high: float
-    seeds: int
-
-
-Done = Mapping[Run, Sequence[tuple[Job, State]]]  # every seed's job and how far it is
-
-
-def answer(cell: Cell, done: Done) -> Answer | None:
-    """Our side of a cell, or None where no run of it is done."""
-    results = [state.result for _, state in done.get(cell.run, ()) if state.kind == "done"]
-    if not results:
-        return None
-    factor = UNITS[cell.figure][0]
-    values = [factor * result["figures"][cell.figure] for result in results]
-    if len(results) == 1:
-        low, high = (factor * end for end in results[0]["intervals"][cell.figure])
-    else:
-        low, high = min(values), max(values)
-    return Answer(sum(values) / len(values), low, high, len(values))
-
-
-def difference(cell: Cell, base: Cell, done: Done) -> Answer | None:
-    """How much better a cell's run does than another's on the same clips: the mean over clips of the difference of J,
-    in percent, with its 95 % interval over resampled clips; seeds are paired, and their mean is taken for each clip.
-
-    None where one of them is not done.
-    """
-    sides = [
-        {job.seed: state.result["clips"] for job, state in done.get(c.run, ()) if state.kind == "done"}
-        for c in (cell, base)
-    ]
-    seeds = sorted(sides[0].keys() & sides[1].keys())
-    if not seeds:
-        return None
-    clips = sorted(set.intersection(*(set(side[seed]) for side in sides for seed in seeds)))
-    gains = 100 * np.array([[sides[0][s][clip] - sides[1][s][clip] for clip in clips] for s in seeds]).mean(0)
-    means = gains[resamples(len(clips), 1000, 0)].mean(1)
-    low, high = np.percentile(means, [2.5, 97.5])
-    return Answer(float(gains.mean()), float(low), float(high), len(seeds))
+BY_CLIP = ("clips", "confusions")  # what a result holds of every clip
+WORLDS = {"avsbench": "AVSBench", "benchmark": "the paper's data sets", "synthetic": "embedded data set"}
 
 
 def markdown(table: Table, setup: Setup, done: Done) -> str:
     """The table, what its columns are, its notes, and a line for every run."""
+    lines = [f"# {table.title}", ""]
+    for part in table.parts():
+        lines += [*_part_lines(table, part, done), ""]
+    lines += [_legend(table, setup, done), *_difference_lines(table, done), *_comparison_lines(table, done)]
+    return "\n".join([*lines, *[f"\n{note}" for note in _notes(table, setup)],
+                      "", *_run_lines(table, done)]) + "\n"  # fmt: skip
+
+
+def _part_lines(table: Table, columns: range, done: Done) -> list[str]:
+    """The rows of the columns that stand side by side."""
     head, rule = [table.head], ["---"]
-    for column in table.columns:
-        head += [f"{column}: paper", "ours"]
+    for n in columns:
+        head += [f"{table.columns[n]}: paper", "ours"]
         rule += ["---:", "---:"]
-    lines = [f"# {table.title}", "", _row(head), _row(rule)]
+    lines = [_row(head), _row(rule)]
     for label, cells in table.rows.items():
         row = [label]
-        for cell in cells:
-            row += ["" if cell.paper is None else _paper(cell), _ours(cell, done)]
-        lines.append(_row(row))
-    lines += ["", _legend(table, setup, done), *_difference_lines(table, done)]
-    return "\n".join([*lines, *[f"\n{note}" for note in _notes(table, setup)],
-                      "", *_run_lines(done)]) + "\n"  # fmt: skip
+        for n in columns:
+            row += ["" if cells[n].paper is None else _paper(cells[n]), _ours(cells[n], done)]
+        if any(row[1:]):
+            lines.append(_row(row))
+    return lines
 
 
 def to_json(table: Table, setup: Setup, done: Done) -> dict:
@@ -93,52 +53,61 @@ def to_json(table: Table, setup: Setup, done: Done) -> dict:
         })  # fmt: skip
     runs = [
         {"folder": job.folder, "start": job.start.folder if job.start else None, "state": state.kind,
-         "step": state.step, "result": {k: v for k, v in (state.result or {}).items() if k != "clips"}}
+         "step": state.step, "result": {k: v for k, v in (state.result or {}).items() if k not in BY_CLIP}}
         for jobs in done.values() for job, state in jobs
     ]  # fmt: skip
+    tests = [_comparison_json(table, test, n, done) for test in table.comparisons for n in range(len(table.columns))]
     return {"table": table.name, "title": table.title, "dataset": setup.dataset, "scale": setup.scale,
-            "overrides": dict(setup.overrides), "cells": cells, "runs": runs}  # fmt: skip
+            "overrides": dict(setup.overrides), "cells": cells, "comparisons": [test for test in tests if test],
+            "runs": runs}  # fmt: skip
 
 
 def _difference_json(table: Table, row: str, column: str, cell: Cell, done: Done) -> dict | None:
-    if not table.baseline or row == table.baseline or cell.figure != "miou":
-        return None
-    found = difference(cell, table.rows[table.baseline][list(table.columns).index(column)], done)
-    return found and {"to": table.baseline, "ours": found.value, "interval": [found.low, found.high]}
+    base = table.base(row)
+    found = difference(cell, table.rows[base][list(table.columns).index(column)], done) if base else None
+    return found and {"to": base, "ours": found.value, "interval": [found.low, found.high]}
 
 
 def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
     """Draws one panel per column: the paper's figures as rings, ours as dots with their intervals."""
     from avs_jax import pictures
 
-    labels = list(table.rows)
-    width, height = max(2.5 + 2.7 * len(table.columns), 7), 1.6 + 0.42 * len(labels)
+    parts = list(table.parts())
+    width = max(2.5 + 2.7 * max(map(len, parts)), 7)
+    height = 1.2 + len(parts) * (0.4 + 0.42 * len(table.rows))
     figure = pictures.new_figure(width, height)
     figure.suptitle(textwrap.fill(table.title, int(9 * width)), fontsize=12, weight="bold")
-    shared = None
-    for n, column in enumerate(table.columns):
-        axes = shared = figure.add_subplot(1, len(table.columns), n + 1, sharey=shared)
-        for y, label in enumerate(labels):
-            cell = table.rows[label][n]
-            found = answer(cell, done)
-            if cell.paper is not None:
-                axes.plot(cell.paper, y, "o", color=PAPER, markerfacecolor="white", markersize=7, zorder=2)
-            if found:
-                spread = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
-                axes.errorbar(found.value, y, xerr=spread, fmt="o", color=OURS, markersize=5, capsize=3, zorder=3)
-        axes.set_title(column, fontsize=10)
-        axes.set_xlabel("mIoU, %" if _column(table, n).figure == "miou" else "F-score", fontsize=9)
-        axes.set_yticks(range(len(labels)), labels)
-        axes.set_ylim(len(labels) - 0.5, -0.5)
-        axes.margins(x=0.12)
-        axes.grid(axis="x", alpha=0.3)
-        axes.tick_params(axis="y", labelleft=n == 0, length=0)
+    for line, part in enumerate(parts):
+        shared = None
+        for place, n in enumerate(part):
+            shared = figure.add_subplot(len(parts), len(part), line * len(part) + place + 1, sharey=shared)
+            _draw_column(shared, table, n, done)
+            shared.tick_params(axis="y", labelleft=place == 0, length=0)
     entries = [shared.plot([], [], "o", color=PAPER, markerfacecolor="white", markersize=7)[0],
                shared.plot([], [], "o", color=OURS, markersize=5)[0]]  # fmt: skip
-    names = ["paper (AVSBench)", f"ours ({_where(setup)}), {_interval(done)}"]
+    names = ["paper", f"ours ({_where(setup)}), {_interval(done)}"]
     figure.legend(entries, names, loc="lower center", ncols=2, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
     return pictures.save_figure(figure, path)
+
+
+def _draw_column(axes, table: Table, n: int, done: Done) -> None:
+    for y, cells in enumerate(table.rows.values()):
+        cell, found = cells[n], answer(cells[n], done)
+        if cell.paper is not None:
+            spread = cell.spread or 0
+            axes.errorbar(cell.paper, y, xerr=[[spread], [spread]], fmt="o", color=PAPER, markerfacecolor="white",
+                          markersize=7, capsize=3, zorder=2)  # fmt: skip
+        if found and math.isfinite(found.value):
+            spread = [[max(found.value - found.low, 0)], [max(found.high - found.value, 0)]]
+            axes.errorbar(found.value, y, xerr=spread, fmt="o", color=OURS, markersize=5, capsize=3, zorder=3)
+    figure = FIGURES[_column(table, n).figure]
+    axes.set_title(table.columns[n], fontsize=10)
+    axes.set_xlabel(figure.head + " (lower is better)" * figure.lower, fontsize=9)
+    axes.set_yticks(range(len(table.rows)), list(table.rows))
+    axes.set_ylim(len(table.rows) - 0.5, -0.5)
+    axes.margins(x=0.12)
+    axes.grid(axis="x", alpha=0.3)
 
 
 def write(table: Table, setup: Setup, done: Done, folder: Path) -> list[Path]:
@@ -156,7 +125,8 @@ def _row(cells) -> str:
 
 
 def _paper(cell: Cell) -> str:
-    return f"{cell.paper:.{UNITS[cell.figure][1]}f}"
+    text = f"{cell.paper:.{FIGURES[cell.figure].printed}f}"
+    return text if cell.spread is None else f"{text} ± {cell.spread:g}"
 
 
 def _ours(cell: Cell, done: Done) -> str:
@@ -166,32 +136,94 @@ def _ours(cell: Cell, done: Done) -> str:
     if not found:
         jobs = done.get(cell.run, ())
         return str(jobs[0][1]).replace("|", "/") if jobs else "missing"
-    digits = UNITS[cell.figure][2]
+    digits = FIGURES[cell.figure].digits
+    if cell.figure == "parameters":
+        return f"**{found.value:.{digits}f}**"
     few = f", {found.seeds} of {len(done[cell.run])} seeds" if found.seeds < len(done[cell.run]) else ""
     return f"**{found.value:.{digits}f}** [{found.low:.{digits}f}, {found.high:.{digits}f}]{few}"
 
 
 def _difference_lines(table: Table, done: Done) -> list[str]:
-    """Every row's mIoU minus the baseline's, where there is anything of ours to compare."""
+    """Every row's figures minus its baseline's, where there is anything of ours to compare."""
     if not table.baseline:
         return []
-    columns = [n for n in range(len(table.columns)) if _column(table, n).figure == "miou"]
-    lines, base = [], table.rows[table.baseline]
-    for label, cells in table.rows.items():
-        row = [label]
-        for n in columns:
-            cell, found = cells[n], difference(cells[n], base[n], done)
-            known = cell.paper is not None and base[n].paper is not None
-            row += [f"{cell.paper - base[n].paper:+.2f}" if known else "",
-                    f"**{found.value:+.1f}** [{found.low:+.1f}, {found.high:+.1f}]" if found else ""]  # fmt: skip
-        if label != table.baseline and any(row[2::2]):
-            lines.append(_row(row))
-    if not lines:
-        return []
-    head = [f'minus "{table.baseline}"'] + [text for n in columns for text in (f"{table.columns[n]}: paper", "ours")]
-    rule = ["---"] + ["---:"] * (len(head) - 1)
-    legend = "Ours: the difference of mIoU on the same clips, with its 95 % interval over resampled clips."
-    return ["", _row(head), _row(rule), *lines, "", legend]
+    text: list[str] = []
+    for part in table.parts():
+        columns = [n for n in part if FIGURES[_column(table, n).figure].key == "miou" or _pooled(table, n)]
+        lines = []
+        for label, cells in table.rows.items():
+            row, base = [label], table.rows.get(table.base(label))
+            for n in columns if base else ():
+                cell, found = cells[n], difference(cells[n], base[n], done)
+                known = cell.paper is not None and base[n].paper is not None
+                row += [f"{cell.paper - base[n].paper:+.2f}" if known else "",
+                        f"**{found.value:+.1f}** [{found.low:+.1f}, {found.high:+.1f}]" if found else ""]  # fmt: skip
+            if any(row[2::2]):
+                lines.append(_row(row if isinstance(table.baseline, str) else [f"{label}, minus {table.base(label)}",
+                                                                               *row[1:]]))  # fmt: skip
+        if lines:
+            head = [f'minus "{table.baseline}"' if isinstance(table.baseline, str) else "difference"]
+            head += [text for n in columns for text in (f"{table.columns[n]}: paper", "ours")]
+            text += ["", _row(head), _row(["---"] + ["---:"] * (len(head) - 1)), *lines]
+    pooled = any(_pooled(table, n) for n in range(len(table.columns)))
+    what = "the figures" if pooled else "mIoU"
+    legend = f"Ours: the difference of {what} on the same clips, with its 95 % interval over resampled clips."
+    return [*text, "", legend] if text else []
+
+
+def _pooled(table: Table, n: int) -> bool:
+    return FIGURES[_column(table, n).figure].pooled
+
+
+def _comparison_lines(table: Table, done: Done) -> list[str]:
+    """The z-tests of pairs of rows, the paper's from its printed means, and ours where two seeds of both are done."""
+    lines = []
+    for test in table.comparisons:
+        head = [f'is "{test.better}" better than "{test.worse}"?', "paper: z", "p", "p, as printed", "ours: z", "p",
+                "mean ± deviation", "against"]  # fmt: skip
+        lines += ["", _row(head), _row(["---"] + ["---:"] * (len(head) - 1))]
+        for n, column in enumerate(table.columns):
+            paper, ours = _paper_sides(table, test, n), _our_sides(table, test, n, done)
+            digits = FIGURES[_column(table, n).figure].digits
+            row = [column]
+            row += [f"{x:.2f}" for x in _tested(table, n, paper)] if paper else ["", ""]
+            row.append(f"{test.paper[n]:.2f}" if test.paper else "")
+            row += [f"{x:.2f}" for x in _tested(table, n, ours)] if ours else ["", ""]
+            row += [f"{s.mean:.{digits}f} ± {s.spread:.{digits}f} (n = {s.count})" for s in ours or ()]
+            lines.append(_row(row + [""] * (len(head) - len(row))))
+    legend = "z: one-sided, over the runs' seeds; p: its upper tail. A small p says that the first is better."
+    return [*lines, "", legend] if lines else []
+
+
+def _paper_sides(table: Table, test: Comparison, n: int) -> list[Moments] | None:
+    cells = [table.rows[row][n] for row in test[:2]]
+    if any(cell.paper is None or cell.spread is None for cell in cells):
+        return None
+    return [Moments(cell.paper, cell.spread, len(table.seeds)) for cell in cells]
+
+
+def _our_sides(table: Table, test: Comparison, n: int, done: Done) -> list[Moments] | None:
+    """Mean and deviation over seeds of the two rows' figures; None where one has fewer than two."""
+    sides = [list(values(table.rows[row][n], done).values()) for row in test[:2]]
+    if any(len(side) < 2 for side in sides) or _column(table, n).figure == "parameters":
+        return None
+    return [moments(side) for side in sides]
+
+
+def _tested(table: Table, n: int, sides):
+    """The z-test of two sides; lower figures are better where their kind says so."""
+    better, worse = reversed(sides) if FIGURES[_column(table, n).figure].lower else sides
+    return one_sided_z(better, worse)
+
+
+def _comparison_json(table: Table, test: Comparison, n: int, done: Done) -> dict | None:
+    sides = _our_sides(table, test, n, done)
+    if sides is None:
+        return None
+    z, p = _tested(table, n, sides)
+    means = {"better": sides[0]._asdict(), "worse": sides[1]._asdict()}
+    return {"better": test.better, "worse": test.worse, "column": table.columns[n], "ours": means, "p": p,
+            "z": z if math.isfinite(z) else None}  # fmt: skip
 
 
 def _column(table: Table, n: int) -> Cell:
@@ -199,8 +231,7 @@ def _column(table: Table, n: int) -> Cell:
 
 
 def _where(setup: Setup) -> str:
-    data = "AVSBench" if setup.dataset == "avsbench" else "embedded data set"
-    return data if setup.scale == "full" else f"{data}, tiny"
+    return WORLDS[setup.dataset] if setup.scale == "full" else f"{WORLDS[setup.dataset]}, tiny"
 
 
 def _interval(done: Done) -> str:
@@ -208,20 +239,26 @@ def _interval(done: Done) -> str:
 
 
 def _legend(table: Table, setup: Setup, done: Done) -> str:
-    figures = {cell.figure for _, _, cell in table.cells()}
-    what = " and ".join(name for key, name in (("miou", "mIoU in percent"), ("fscore", "F-score")) if key in figures)
+    kinds = list(dict.fromkeys(FIGURES[figure] for figure in table.figures()))
+    percent = list(dict.fromkeys(k.name + " (lower is better)" * k.lower for k in kinds if k.unit == "%"))
+    what = [f"{_and(percent)} in percent"] if percent else []
+    what += [f"{k.name} in millions" if k.unit else k.name for k in kinds if k.unit != "%"]
     clips = sorted({s.result["settings"]["clips"] for jobs in done.values() for _, s in jobs if s.kind == "done"})
     many = max((len(jobs) for jobs in done.values()), default=1) > 1
     brackets = "in brackets the range of the seeds" if many else "in brackets the 95 % interval over resampled clips"
     tested = f", on {' / '.join(map(str, clips))} test clips" if clips else ""
-    return f"{what}{tested}; ours: {_where(setup)}; {'mean of the seeds, ' if many else ''}{brackets}."
+    return f"{_and(what)}{tested}; ours: {_where(setup)}; {'mean of the seeds, ' if many else ''}{brackets}."
+
+
+def _and(words: list[str]) -> str:
+    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def _notes(table: Table, setup: Setup) -> list[str]:
     notes = list(table.notes)
-    if (setup.dataset, setup.scale) != ("avsbench", "full"):
+    if setup.dataset == "synthetic" or setup.scale != "full":
         notes.insert(0, "The two sides cannot be compared in size: ours come from "
-                        + ("another world and " if setup.dataset != "avsbench" else "")
+                        + ("another world and " if setup.dataset == "synthetic" else "")
                         + ("a far smaller network and a far shorter training" if setup.scale == "tiny"
                            else "no pretrained weights") + ".")  # fmt: skip
     if setup.overrides:
@@ -230,15 +267,21 @@ def _notes(table: Table, setup: Setup) -> list[str]:
     return notes
 
 
-def _run_lines(done: Done) -> list[str]:
-    lines = [_row(["run", "starts from", "seed", "steps", "parameters", "mIoU, %", "F", "audio gain, %", "folder"]),
-             _row(["---", "---"] + ["---:"] * 6 + ["---"])]  # fmt: skip
+def _run_lines(table: Table, done: Done) -> list[str]:
+    shown = [FIGURES[name] for name in table.figures() if name != "parameters"]
+    if not any(figure.pooled for figure in shown):
+        shown = [FIGURES["miou"], FIGURES["fscore"]]
+    heads = ["run", "starts from", "seed", "steps", "parameters", *(figure.head for figure in shown), "audio gain, %"]
+    lines = [_row([*heads, "folder"]), _row(["---", "---"] + ["---:"] * (len(heads) - 2) + ["---"])]
     for run, jobs in done.items():
         for job, state in jobs:
-            figures = ["", "", "", ""]
+            figures = [""] * (len(shown) + 2)
             if state.kind == "done":
                 r = state.result
-                figures = [f"{r['parameters'] / 1e6:.2f} M", *(_with_interval(r, name) for name in UNITS),
+                several = "confusions" in r  # a binary run's figure of that name would be of all pixels together
+                figures = [f"{r['parameters'] / 1e6:.2f} M",
+                           *(_with_interval(r, f.key, f.factor, f.digits) if several or not f.pooled else "-"
+                             for f in shown),
                            _with_interval(r, "audio_gain")]  # fmt: skip
             steps = str(state.step) if state.kind == "done" else str(state).replace("|", "/")
             start = run.start.name if run.start else ""
@@ -247,8 +290,7 @@ def _run_lines(done: Done) -> list[str]:
     return [*lines, "", gain]
 
 
-def _with_interval(result, name: str) -> str:
-    factor, _, digits = UNITS.get(name, UNITS["miou"])
+def _with_interval(result, name: str, factor: float = 100, digits: int = 1) -> str:
     value, interval = result["figures"].get(name), result["intervals"].get(name)
     if value is None:
         return "-"

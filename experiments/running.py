@@ -78,6 +78,11 @@ def complete(jobs: Sequence[Job], runs: Path) -> dict[str, State]:
     return states
 
 
+def sparse(confusion) -> list[list[int]]:
+    """(K, K) counts -> [true class, predicted class, pixels] of the pairs that occur: what a result keeps of a clip."""
+    return [[t, p, n] for t, row in enumerate(confusion.tolist()) for p, n in enumerate(row) if n]
+
+
 def _complete(job: Job, runs: Path) -> State:
     import jax
 
@@ -100,13 +105,19 @@ def _complete(job: Job, runs: Path) -> State:
         raise Stopped(result.stopped_by)
     step = int(result.state.step)
     parameters = sum(x.size for x in jax.tree.leaves(result.state.params))
-    report = evaluate_run(folder, checkpoint="best", split="test", conditions=CONDITIONS, progress=False, pictures=2)
+    report = evaluate_run(folder, checkpoint=job.run.checkpoint, split="test", conditions=CONDITIONS, progress=False,
+                          pictures=2)  # fmt: skip
     written = {"name": job.run.name, "seed": job.seed, "key": job.key, "step": step, "parameters": parameters,
                "start": job.start.folder if job.start else "",
                "clips": {row["id"]: row["j"] for row in report.rows if math.isfinite(row["j"])},
                **{k: v for k, v in report.to_json().items() if k in ("figures", "intervals", "settings")}}  # fmt: skip
+    if report.confusions is not None:
+        written["classes"] = len(report.classes)
+        written["confusions"] = {
+            row["id"]: sparse(matrix) for row, matrix in zip(report.rows, report.confusions, strict=True)
+        }
     part = folder / f"{RESULT}.new"
-    part.write_text(json.dumps(written, indent=1) + "\n")
+    part.write_text(json.dumps(written) + "\n")
     part.replace(folder / RESULT)
     del result, report
     jax.clear_caches()  # the next run compiles its own programs; these would only take memory

@@ -6,15 +6,52 @@ import json
 import runpy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from avs_jax.errors import InputError, nearest
 
 ROOT = Path(__file__).resolve().parent.parent
-DATASETS, SCALES = ("avsbench", "synthetic"), ("full", "tiny")
+DATASETS, SCALES = ("avsbench", "benchmark", "synthetic"), ("full", "tiny")
 # Fields of a config that change neither what is learnt nor what is measured: a run is the same run without them.
 INCIDENTAL = ("data.root", "pretrained.folder", "checkpoint", "log", "eval.report", "eval.batch_size",
               *(f"loader.{x}" for x in ("workers", "threads", "prefetch", "cache", "embeddings")))  # fmt: skip
+
+
+class Figure(NamedTuple):
+    """A kind of cell.
+
+    Attributes:
+      key: of the evaluation's report.
+      factor: from there to the table's unit.
+      printed, digits: decimals of the paper's figure and of ours.
+      name, unit: for heads.
+      lower: lower is better.
+      pooled: from one confusion matrix over the data set.
+    """
+
+    key: str
+    factor: float
+    printed: int
+    digits: int
+    name: str
+    unit: str = ""
+    lower: bool = False
+    pooled: bool = False
+
+    @property
+    def head(self) -> str:
+        return f"{self.name}, {self.unit}" if self.unit else self.name
+
+
+FIGURES = {
+    "miou": Figure("miou", 100, 2, 1, "mIoU", "%"),
+    "fscore": Figure("fscore", 1, 3, 3, "F-score"),
+    "fscore_percent": Figure("fscore", 100, 2, 1, "F-score", "%"),
+    "fdr": Figure("fdr", 100, 2, 1, "FDR", "%", lower=True, pooled=True),
+    "miou_all_classes": Figure("miou_all_classes", 100, 2, 1, "mIoU", "%", pooled=True),
+    "f1": Figure("f1", 100, 2, 1, "F1", "%", pooled=True),
+    "parameters": Figure("parameters", 1e-6, 2, 2, "parameters", "M"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +63,14 @@ class Run:
       recipe: the config file, from the repository's root; its arguments include `dataset` and `scale`.
       arguments: of the recipe: name -> value.
       start: the run whose best checkpoint it starts from.
+      checkpoint: the one that is evaluated, "best" (on the split that the recipe selects by) or "latest".
     """
 
     name: str
     recipe: str
     arguments: Mapping[str, Any] = dataclasses.field(hash=False)
     start: "Run | None" = None
+    checkpoint: str = "best"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,12 +80,23 @@ class Cell:
     Attributes:
       paper: as printed there, in the table's unit; None where the paper has none.
       run: the run that answers it; None for a system that is not here.
-      figure: "miou" (printed in percent) or "fscore", of the test split.
+      figure: one of `FIGURES`, of the test split.
+      spread: the standard deviation over runs that the paper prints.
     """
 
     paper: float | None
     run: Run | None = None
     figure: str = "miou"
+    spread: float | None = None
+
+
+class Comparison(NamedTuple):
+    """Whether one row is better than another, tested over the runs' seeds. paper: its p for each column, where it has
+    them."""
+
+    better: str
+    worse: str
+    paper: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +110,10 @@ class Table:
       columns: heads of the others.
       rows: label -> one cell per column.
       notes: what a reader must know to compare, a sentence each.
-      baseline: the row that the others are compared with, clip by clip; "" for none.
+      baseline: the row that the others are compared with, clip by clip, or row -> that of its own; "" for none.
+      blocks: how many columns stand side by side in each part of a wide table; () for all.
+      comparisons: pairs of rows that are tested over seeds.
+      seeds: of its runs where the command line names none.
     """
 
     name: str
@@ -69,11 +122,18 @@ class Table:
     columns: Sequence[str]
     rows: Mapping[str, Sequence[Cell]]
     notes: Sequence[str] = ()
-    baseline: str = ""
+    baseline: str | Mapping[str, str] = ""
+    blocks: Sequence[int] = ()
+    comparisons: Sequence[Comparison] = ()
+    seeds: Sequence[int] = (0,)
 
     def __post_init__(self):
-        if self.baseline and self.baseline not in self.rows:
-            raise ValueError(f"no row {self.baseline!r}")
+        named = [self.baseline] if isinstance(self.baseline, str) else [*self.baseline, *self.baseline.values()]
+        for label in [*filter(None, named), *(row for test in self.comparisons for row in test[:2])]:
+            if label not in self.rows:
+                raise ValueError(f"no row {label!r}")
+        if self.blocks and sum(self.blocks) != len(self.columns):
+            raise ValueError(f"blocks of {sum(self.blocks)} columns for {len(self.columns)}")
         for label, cells in self.rows.items():
             if len(cells) != len(self.columns):
                 raise ValueError(f"row {label!r} has {len(cells)} cells for {len(self.columns)} columns")
@@ -82,6 +142,22 @@ class Table:
         """(row, column, cell), row by row."""
         for label, cells in self.rows.items():
             yield from ((label, column, cell) for column, cell in zip(self.columns, cells, strict=True))
+
+    def base(self, label: str) -> str:
+        """The row that this one is compared with, or ""."""
+        base = self.baseline if isinstance(self.baseline, str) else self.baseline.get(label, "")
+        return base if base != label else ""
+
+    def parts(self) -> Iterator[range]:
+        """Positions of the columns that stand side by side."""
+        end = 0
+        for width in self.blocks or (len(self.columns),):
+            yield range(end, end + width)
+            end += width
+
+    def figures(self) -> list[str]:
+        """The kinds of its cells, in the order of the columns."""
+        return list(dict.fromkeys(cell.figure for _, _, cell in self.cells()))
 
     def runs(self) -> list[Run]:
         """Its runs and those they start from, each once, in an order in which they can be trained."""
@@ -102,9 +178,9 @@ class Setup:
     """On what, how large and with what changes a table's runs are trained.
 
     Attributes:
-      dataset: "avsbench", or "synthetic": the embedded one.
+      dataset: "avsbench" or "benchmark" (VPO and AVSBench-Single+), or "synthetic": the embedded one.
       scale: "full": the paper's recipe; "tiny": minutes on a CPU.
-      root: folder of AVSBench.
+      root: folder of AVSBench, or of the benchmarks.
       overrides: config field, as in "optimizer.lr" -> value, for every run.
     Raises:
       InputError: another data set or scale.
@@ -156,7 +232,7 @@ def job_of(run: Run, setup: Setup, seed: int) -> Job:
     config = config_of(run, setup, seed)
     if start:
         config.tagging.steps = 0  # the audio encoder has been taught when it starts
-    return Job(run, seed, config, start, _key(config, start.key if start else ""))
+    return Job(run, seed, config, start, _key(config, start.key if start else "", run.checkpoint))
 
 
 def config_of(run: Run, setup: Setup, seed: int):
@@ -169,7 +245,7 @@ def config_of(run: Run, setup: Setup, seed: int):
     text = ",".join(f"{name}={value}" for name, value in arguments.items())
     config = runpy.run_path(str(ROOT / run.recipe))["get_config"](text)
     config.seed = seed
-    if setup.dataset == "avsbench":
+    if setup.dataset != "synthetic":
         config.data.root = setup.root
     changed = dict(setup.overrides)
     for field, value in changed.items():
@@ -198,7 +274,7 @@ def _override(config, field: str, value) -> None:
         raise InputError(f"--config.{field}", expected=type(present).__name__, found=repr(value)) from None
 
 
-def _key(config, start: str) -> str:
+def _key(config, start: str, checkpoint: str) -> str:
     """Eight hexadecimal digits of all that a run's figures are a function of, its code excepted."""
     fields = config.to_dict()
     for field in INCIDENTAL:
@@ -207,5 +283,6 @@ def _key(config, start: str) -> str:
         for part in sections:
             section = section[part]
         section.pop(name, None)
-    text = json.dumps({"config": fields, "start": start}, sort_keys=True)
+    evaluated = {} if checkpoint == "best" else {"checkpoint": checkpoint}
+    text = json.dumps({"config": fields, "start": start, **evaluated}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:8]

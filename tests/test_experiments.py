@@ -13,7 +13,7 @@ from PIL import Image
 
 import avs_jax
 from avs_jax.errors import InputError
-from experiments import command, hearing, report, running
+from experiments import command, figures, hearing, report, running
 from experiments.tables import Cell, Run, Setup, Table, job_of
 
 ROOT = Path(__file__).parent.parent
@@ -282,7 +282,7 @@ def test_several_seeds_give_mean_and_range():
     results = [{"figures": {"miou": v}, "intervals": {"miou": [0.1, 0.9]}} for v in (0.2, 0.3, 0.7)]
     jobs = [job_of(run, TINY, seed) for seed in range(4)]
     done = {run: [(job, running.State("done", 4, r)) for job, r in zip(jobs, results, strict=False)]}
-    assert report.answer(Cell(1.0, run), done) == pytest.approx((40, 20, 70, 3))
+    assert figures.answer(Cell(1.0, run), done) == pytest.approx((40, 20, 70, 3))
     done[run].append((jobs[3], running.State("missing")))
     setup = Setup("synthetic", "tiny", overrides=(("steps", 4),))
     for state in results:
@@ -301,10 +301,10 @@ def test_differences_are_of_the_same_clips_and_seeds():
         a: [(job_of(a, TINY, 0), done((0.5, 0.5, 0.9, 0.1))), (job_of(a, TINY, 1), done((0.7, 0.5, 0.9, 0.1)))],
         b: [(job_of(b, TINY, 0), done((0.6, 0.8, 1.0, 0.4))), (job_of(b, TINY, 2), done((0, 0, 0, 0)))],
     }  # fmt: skip
-    found = report.difference(Cell(None, b), Cell(None, a), results)
+    found = figures.difference(Cell(None, b), Cell(None, a), results)
     assert found.value == pytest.approx(20) and found.seeds == 1  # .1, .3, .1, .3 of the only seed that both have
     assert 9.9 < found.low < 20 < found.high < 30.1
-    assert report.difference(Cell(None, b), Cell(None), results) is None
+    assert figures.difference(Cell(None, b), Cell(None), results) is None
     rows = {"base": [Cell(50.0, a)], "other": [Cell(48.5, b)]}
     text = report._difference_lines(Table("t", "T", "row", ("J",), rows, baseline="base"), results)
     assert text[1:4] == ['| minus "base" | J: paper | ours |', "| --- | ---: | ---: |",

@@ -28,6 +28,7 @@ class Report:
       curves: name -> (255,) float64, see `avs_jax.metrics.figures.curves`.
       settings: what was evaluated and how.
       notes: what could not be measured, in words.
+      confusions: (N, K, K) pixels of each clip by true and predicted class (K > 1), for comparing runs; else None.
     """
 
     figures: dict[str, float]
@@ -37,6 +38,7 @@ class Report:
     curves: dict[str, np.ndarray]
     settings: dict[str, Any]
     notes: list[str]
+    confusions: np.ndarray | None = None
 
     def table(self) -> str:
         """The figures as aligned text."""
@@ -134,6 +136,7 @@ def report(rows: Tally, source, sounds, *, clips_per_batch: int, bootstrap: int,
             **settings,
         },
         notes=list(sounds.notes),
+        confusions=rows.get("confusion"),
     )
 
 
