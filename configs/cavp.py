@@ -29,10 +29,10 @@ CLIPS = {"vpo_ss": 11312, "vpo_ms": 8380, "vpo_msmi": 8380, "single_plus": 3452,
 SYNTHETIC_CLIPS, SYNTHETIC_CLASSES = 3000, 9
 BATCH = 16
 SCALES = {"vpo": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "avsbench": (0.5, 0.75, 1.0)}
-ENCODERS = {  # ImageNet's files: ResNets of the deep-stem kind, timm's HRNet
-    "resnet50": "resnet50_v1c.pth",
-    "resnet101": "resnet101_v1c.pth",
-    "hrnet_w48": "timm/hrnet_w48.ms_in1k",
+ENCODERS = {  # ImageNet's files: ResNets of the deep-stem kind; HRNet trained with SSLD, as the public code's
+    "resnet50": "timm/resnet50s.gluon_in1k",
+    "resnet101": "timm/resnet101s.gluon_in1k",
+    "hrnet_w48": "timm/hrnet_w48_ssld.paddle_in1k",
 }
 AUDIO = {"vpo": "resnet18-f37072fd.pth", "avsbench": "vggish-10086976.pth"}  # ImageNet's ResNet-18; AudioSet's VGGish
 

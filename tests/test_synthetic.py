@@ -74,7 +74,8 @@ def test_length_ids_and_bounds():
 def test_fingerprint_tells_every_option_apart():
     base = SyntheticSource().fingerprint()
     changes = [{"split": "val"}, {"setting": "semantic"}, {"schedule": "per_second"}, {"length": 5}, {"seed": 1},
-               {"image_size": 96}, {"difficulty": "hard"}]  # fmt: skip
+               {"image_size": 96}, {"difficulty": "hard"}, {"still": True}, {"front_end": "waveform"},
+               {"front_end": "waveform", "seconds": 1.0}]  # fmt: skip
     prints = [json.dumps(base)] + [json.dumps(SyntheticSource(**c).fingerprint()) for c in changes]
     assert json.loads(prints[0]) == base and len(set(prints)) == len(prints)
 
@@ -96,6 +97,7 @@ def test_fingerprint_tells_every_option_apart():
         ("seed", -1, "at least 0"),
         ("setting", None, "None"),
         ("shedule", "persist", "Did you mean 'schedule'"),
+        ("seconds", 1.0, "nothing with front end 'vggish'"),
     ],
 )
 def test_bad_options_are_refused(option, value, says):
@@ -107,6 +109,21 @@ def test_bad_options_are_refused(option, value, says):
 def test_single_does_not_change_by_the_second():
     with pytest.raises(InputError, match="persist"):
         SyntheticSource(setting="single", schedule="per_second")
+
+
+@pytest.mark.parametrize("setting", ["single", "multi", "semantic"])
+def test_a_still_is_the_middle_of_its_clip(setting):
+    whole = SyntheticSource("train", setting, front_end="waveform", seconds=1.0)
+    still = SyntheticSource("train", setting, front_end="waveform", seconds=1.0, still=True)
+    with pytest.raises(InputError, match="per_second"):
+        SyntheticSource(setting="multi", schedule="per_second", still=True)
+    for i in range(3):
+        clip, frame = whole[i], validate(still[i], num_classes=len(still.class_names))
+        assert frame["audio"].shape == still.front_end.shape(still.num_frames) == (1, 16000)
+        for field in ("frames", "audio", *(["labels"] if setting != "single" else [])):
+            assert np.array_equal(frame[field], clip[field][2:3]), field
+        assert frame["labelled"].tolist() == [True] and not (frame["labels"] == IGNORE).any()
+        assert np.array_equal(still.sounds(i), whole.sounds(i)[2:3])
 
 
 def test_single_labels_only_the_first_training_frame():
