@@ -9,6 +9,7 @@ clip, `<split>.png` with clips from good to poor, and `<split>_curves.png`. Opti
 
 import argparse
 import dataclasses
+import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -76,15 +77,24 @@ def _draw(folder, split, report, method, variables, source, count):
 
     if count < 1:
         return []
-    title = f"{method.name}, split '{split}': J {report.figures['miou']:.3f}"
-    if "audio_gain" in report.figures:
-        title += f", of which the sound is worth {report.figures['audio_gain']:.3f}"
+    title = _title(method, split, report.figures)
     curves = pictures.threshold_picture(
         folder / f"{split}_curves.png", report.curves, title=f"{method.name}, '{split}'"
     )
     clips = pictures.typical_clips(report.rows, count)
     views = pictures.predicted_views(method, variables, source, clips)
     return [pictures.clip_picture(folder / f"{split}.png", views, title=title), curves]
+
+
+def _title(method, split, figures):
+    """What was evaluated and how good it is, in a line; where there are classes, by the benchmarks' two rules."""
+    text = f"{method.name}, split '{split}': "
+    if "miou_classes" in figures:
+        text += f"mIoU {figures['miou_classes']:.3f} of all pixels together, {figures['miou']:.3f} frame by frame"
+    else:
+        text += f"J {figures['miou']:.3f}"
+    gain = figures.get("audio_gain", math.nan)
+    return text if math.isnan(gain) else f"{text}, of which the sound is worth {gain:.3f}"
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:

@@ -25,13 +25,16 @@ from avs_jax.drawing.pixels import (
     spread,
     strip,
 )
-from avs_jax.drawing.sound import spectrograms
+from avs_jax.drawing.sound import is_stereo, spectrograms
 
 __all__ = [
     "COLOURS", "MEAN", "STD", "THUMBNAIL", "Heard", "Row", "View", "block_picture", "clip_picture", "clip_rows",
     "curves_picture", "enlarge", "heading", "heat", "new_figure", "outline", "overlay", "predicted_views", "rgb",
     "save_figure", "sound_names", "spectrograms", "spread", "strip", "threshold_picture", "typical_clips",
 ]  # fmt: skip
+
+
+GREY = "#666666"
 
 
 class Heard(NamedTuple):
@@ -95,9 +98,10 @@ def clip_rows(view: View) -> list[Row]:
         if heard.audio is not None:
             bands = spectrograms(heard.audio, count, (high * scale * 2 // 5, wide * scale))
             if bands:
-                rows.append(Row(heard.title, strip(bands), heard.names, space=0.1 * (n > 0)))
+                label = heard.title + "\n(left above right)" * is_stereo(heard.audio, count)
+                rows.append(Row(label, strip(bands), heard.names, space=0.1 * (n > 0)))
         if n == 0:
-            rows.append(Row("frames", strip([enlarge(f, scale) for f in frames])))
+            rows.append(Row("frames" if count > 1 else "picture", strip([enlarge(f, scale) for f in frames])))
             rows.append(Row("truth", masks(view.truth), legend=_legend(view.truth, view.classes)))
         label, score = f"prediction with\n{heard.title}", _score(heard.labels, view.truth, len(view.classes))
         legend = _legend(heard.labels, view.classes)
@@ -105,14 +109,17 @@ def clip_rows(view: View) -> list[Row]:
     return rows
 
 
-def _legend(labels, classes, most=5):
+def _legend(labels, classes):
     """The classes in a clip, the largest first: (text, colour) each; None where labels are no classes."""
     if not classes:
         return None
-    area = np.bincount(np.asarray(labels).reshape(-1), minlength=256)[1:IGNORE]
+    labels = np.asarray(labels)
+    area = np.bincount(labels.reshape(-1), minlength=256)[1:IGNORE]
     found = [int(k) for k in np.argsort(-area, kind="stable") if area[k]]
-    out = [(f"\u25a0 {classes[k + 1]}", COLOURS[k] / 255 * 0.8) for k in found[:most]]
-    return out + [(f"and {len(found) - most} more", "#666666")] * (len(found) > most)
+    out = [(f"\u25a0 {classes[k + 1]}", COLOURS[k] / 255 * 0.8) for k in found]
+    if not out and (labels != IGNORE).any():
+        out = [("nothing sounds", GREY)]
+    return [*out, ("\u25a8 not scored", GREY)] if (labels == IGNORE).any() else out
 
 
 def _score(labels, truth, num_classes):
@@ -187,8 +194,9 @@ def sound_names(source, index: int) -> list[str] | None:
 
 def typical_clips(rows: Sequence[Mapping], count: int = 4) -> list[int]:
     """Positions in the source of clips that show the range of an evaluation, from good to poor: at evenly spaced ranks
-    of J among the clips in which something sounds."""
-    sounding = [row for row in rows if row["true_pixels"] > 0 and row["j"] == row["j"]] or list(rows)
-    ranked = sorted(sounding, key=lambda row: (-row["j"], row["index"]))
+    of J, or of the mIoU of the clip where there are classes, among the clips in which something sounds."""
+    figure = "miou_classes" if rows and "miou_classes" in rows[0] else "j"
+    sounding = [row for row in rows if row["true_pixels"] > 0 and row[figure] == row[figure]] or list(rows)
+    ranked = sorted(sounding, key=lambda row: (-row[figure], row["index"]))
     count = min(count, len(ranked))
     return [ranked[int((n + 0.5) * len(ranked) / count)]["index"] for n in range(count)]

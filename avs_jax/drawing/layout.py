@@ -7,14 +7,17 @@ from typing import NamedTuple
 import numpy as np
 
 INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: five frames of a clip, what stands left of them, and right
+STILL = 2.3  # inches: the one picture of a clip
 GAP, CAPTION, HEAD = 0.06, 0.19, 0.3  # inches: between rows, for a line of text, above a clip
+DPI = 110
 
 
 class Row(NamedTuple):
     """Pictures of a clip's frames, side by side.
 
     label: in words. image: (h, w, 3) uint8. captions: a text per frame, below. score: in words, to the right.
-    space: inches above, beyond the usual gap. legend: texts and their colours, below; None where there are no classes.
+    space: inches above, beyond the usual gap. legend: texts and their colours, below, as many as there is room for, the
+    first ones first; None where there are no classes.
     """
 
     label: str
@@ -45,24 +48,26 @@ def block_picture(
     Args:
       path: where to write a PNG.
       blocks: (name, rows) each.
-      frames: of a clip; with more than five the rows are wider, and fewer blocks stand side by side.
+      frames: of a clip; with more than five the rows are wider, and fewer blocks stand side by side; with one they are
+        narrower, and twice as many do.
       title, note: above everything; the note may have several lines.
       columns: blocks side by side.
       key: a bar of colours below the note: (its left end in words, (h, w, 3) uint8, its right end in words).
     """
-    wide = INNER * max(1.0, frames / 5)
-    columns = min(max(1, int(columns * INNER / wide)), len(blocks))
+    wide = INNER * max(1.0, frames / 5) if frames > 1 else STILL
+    columns = min(max(1, int(columns * INNER / wide)), len(blocks)) if frames > 1 else min(2 * columns, len(blocks))
     lines = [blocks[n : n + columns] for n in range(0, len(blocks), columns)]
     talls = [HEAD + 0.25 + max(sum(row.height(wide) for row in rows) for _, rows in line) for line in lines]
     head = 0.8 + CAPTION * note.count("\n") + 0.35 * (key is not None)  # inches
-    width, height = columns * (LEFT + wide + RIGHT), head + 0.05 + sum(talls)
+    block = LEFT + wide + RIGHT
+    width, height = max(columns * block, LEFT + INNER + RIGHT), head + 0.05 + sum(talls)  # room for the note
+    start = (width - columns * block) / 2 + LEFT
     figure = new_figure(width, height)
     heading(figure, title, note)
     if key is not None:
         _draw_key(figure, *key, height - head + 0.27)
     for n, (name, rows) in enumerate(blocks):
-        x = (n % columns) * (LEFT + wide + RIGHT) + LEFT
-        _draw_block(figure, name, rows, wide, x, height - head - sum(talls[: n // columns]))
+        _draw_block(figure, name, rows, wide, start + (n % columns) * block, height - head - sum(talls[: n // columns]))
     return save_figure(figure, path)
 
 
@@ -85,16 +90,17 @@ def _draw_block(figure, name, rows, wide, x, y):
         tall = wide * row.image.shape[0] / row.image.shape[1]
         y -= row.space
         axes = figure.add_axes((x / width, (y - tall) / height, wide / width, tall / height))
-        axes.imshow(row.image, aspect="auto", interpolation="nearest")
+        shrunk = row.image.shape[1] > 1.5 * wide * DPI  # else thin outlines keep their colours
+        axes.imshow(row.image, aspect="auto", interpolation="antialiased" if shrunk else "nearest")
         axes.set_axis_off()
         middle = (y - tall / 2) / height
         figure.text((x - 0.1) / width, middle, row.label, ha="right", va="center", fontsize=9.5)
         if row.score:
             figure.text((x + wide + 0.1) / width, middle, row.score, va="center", fontsize=11, weight="bold")
         at = x
-        for text, colour in row.legend or ():
+        for text, colour in fitting(row.legend or (), wide):
             figure.text(at / width, (y - tall - 0.02) / height, text, fontsize=9, va="top", color=colour)
-            at += 0.15 + 0.085 * len(text)  # inches: about the width of the text
+            at += _length(text)
         if row.captions:
             once = len(set(row.captions)) == 1
             for n, text in enumerate(row.captions[:1] if once else row.captions):
@@ -104,6 +110,20 @@ def _draw_block(figure, name, rows, wide, x, y):
                     at, (y - tall - 0.02) / height, text or "(silence)", fontsize=size, va="top", color="#333333"
                 )
         y -= row.height(wide) - row.space
+
+
+def fitting(legend: Sequence[tuple], wide: float) -> list[tuple]:
+    """The first entries of a legend, (text, colour) each, that fit into `wide` inches, and how many do not."""
+    for count in range(len(legend), 0, -1):
+        left = len(legend) - count
+        entries = [*legend[:count], *[(f"and {left} more", "#666666")] * (left > 0)]
+        if sum(_length(text) for text, _ in entries) <= wide + 0.1 or count == 1:
+            return entries
+    return []
+
+
+def _length(text):
+    return 0.15 + 0.078 * len(text)  # inches: about the width of the text, and a gap
 
 
 def heading(figure, title: str, note: str) -> None:
@@ -127,5 +147,5 @@ def save_figure(figure, path: str | Path) -> Path:
     """Writes a figure as a PNG, its folder included."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
+    figure.savefig(path, dpi=DPI)
     return path

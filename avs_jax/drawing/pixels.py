@@ -17,11 +17,11 @@ THUMBNAIL = 160  # pixels on the longer side, at most about
 
 
 def overlay(frame: np.ndarray, mask: np.ndarray, score: np.ndarray | None = None, scale: int = 1) -> np.ndarray:
-    """What sounds stays in colour, tinted and outlined; the rest turns dark and grey.
+    """What sounds stays in colour, tinted and outlined; the rest turns dark and grey; what is not known is hatched.
 
     Args:
       frame: (H, W, 3) uint8 RGB.
-      mask: (H, W) integers: class of what sounds, 0 background, 255 not known (left as it is).
+      mask: (H, W) integers: class of what sounds, 0 background, 255 not known (left as it is, under stripes).
       score: (H, W) in [0, 1], optional: how sure; the tint follows it.
       scale: whole factor by which the result is enlarged, so that outlines stay thin on small frames.
     Returns:
@@ -33,10 +33,18 @@ def overlay(frame: np.ndarray, mask: np.ndarray, score: np.ndarray | None = None
     tint = COLOURS[(np.where(inside, mask, 1).astype(int) - 1) % len(COLOURS)]
     strength = 0.3 if score is None else 0.3 * enlarge(np.asarray(score, np.float32), scale)[..., None]
     out = np.where(inside[..., None], frame * (1 - strength) + tint * strength, grey)
-    out = np.where((mask == IGNORE)[..., None], frame, out)
+    unknown = mask == IGNORE
+    out = np.where(unknown[..., None], frame, out)
+    out[unknown & _stripes(mask.shape)] = 235
     line = outline(mask, 1 + min(mask.shape) // 100) & inside
     out[line] = tint[line]
     return np.clip(np.rint(out), 0, 255).astype(np.uint8)
+
+
+def _stripes(shape):
+    """(H, W) bool: thin diagonal lines, a tenth to a twentieth of the shorter side apart."""
+    gap = max(8, min(shape) // 16)
+    return np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % gap >= gap - 1 - gap // 12
 
 
 def outline(mask: np.ndarray, width: int = 1) -> np.ndarray:

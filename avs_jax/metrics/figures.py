@@ -31,6 +31,10 @@ DESCRIPTIONS = {
 CLASS_DESCRIPTIONS = {
     "miou": "mean IoU over classes by the AVSBench protocol (per frame)",
     "fscore": "F over classes by the AVSBench protocol (per frame)",
+    "audio_gain": "miou with the true sound minus miou with another clip's",
+    "j_swap": "miou with another clip's sound",
+    "j_silence": "miou with silence",
+    "j_noise": "miou with white noise",
     "f_05": "F of the predicted mask, frames in which something sounds",
     "miou_classes": "mean IoU over classes, one confusion matrix",
     "miou_all_classes": "the same, a class that never occurs counts 0",
@@ -38,13 +42,21 @@ CLASS_DESCRIPTIONS = {
     "f03": "F with beta squared 0.3, mean over classes",
     "fdr": "false discovery rate, mean over classes",
 }
+GROUPS = {  # of a table with classes: headings, each before the first figure of its group
+    "miou_classes": "Pixels of all clips together, background included (CAVP, VPO, AVSBench-Single+)",
+    "miou": "Frame by frame (AVSBench-semantic, AVSS)",
+    "j_nonempty": "Sounding or not, whatever the class",
+}
 
 
 def descriptions(multi_class: bool) -> dict[str, str]:
     """Every figure's name and what it is, in the order of a table."""
     if not multi_class:
         return dict(DESCRIPTIONS)
-    order = [name for name in DESCRIPTIONS if name != "fdr"] + list(CLASS_DESCRIPTIONS)  # fdr: the classes' one
+    classes = [
+        name for name in CLASS_DESCRIPTIONS if name not in DESCRIPTIONS or name == "fdr"
+    ]  # fdr: the classes' one
+    order = classes + [name for name in DESCRIPTIONS if name != "fdr"]
     return {name: (DESCRIPTIONS | CLASS_DESCRIPTIONS)[name] for name in order}
 
 

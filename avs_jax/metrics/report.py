@@ -11,7 +11,16 @@ import numpy as np
 
 from avs_jax.metrics.bootstrap import intervals
 from avs_jax.metrics.confusion import class_figures
-from avs_jax.metrics.figures import Resampling, clip_columns, conditions, curves, descriptions, figures, summarise
+from avs_jax.metrics.figures import (
+    GROUPS,
+    Resampling,
+    clip_columns,
+    conditions,
+    curves,
+    descriptions,
+    figures,
+    summarise,
+)
 from avs_jax.metrics.fmeasure import ratio
 from avs_jax.metrics.tally import Tally
 
@@ -53,16 +62,19 @@ class Report:
         span = max(len(text) for text in texts.values())
         head = f"{'figure':<{width}}  {'':<{span}}    value"
         lines += [head + ("    95 % interval" if self.intervals else ""), ""]
+        groups = GROUPS if self.classes else {}
         for name, text in texts.items():
+            if name in groups:
+                lines += [""] * (lines[-1] != "") + [groups[name] + ":"]
             if name in self.figures:
                 line = f"{name:<{width}}  {text:<{span}}  {_number(self.figures[name])}"
-                if name in self.intervals:
-                    low, high = self.intervals[name]
-                    line += f"   {_number(low)} to {_number(high).strip()}"
-                lines.append(line)
-        rule = f"The protocol averages over batches of {s['clips_per_batch']} clips."
+                low, high = self.intervals.get(name, (math.nan, math.nan))
+                lines.append(line + ("" if math.isnan(low) else f"   {_number(low)} to {_number(high).strip()}"))
+        rules = [] if self.classes else [f"The protocol averages over batches of {s['clips_per_batch']} clips."]
         best = self.figures.get("f_best_threshold", math.nan)
-        lines += ["", rule + ("" if math.isnan(best) else f" The best single threshold is {best:.3f}.")]
+        what = " of the probability that something sounds" if self.classes else ""
+        rules += [] if math.isnan(best) else [f"The best single threshold{what} is {best:.3f}."]
+        lines += ["", " ".join(rules)] if rules else []
         return "\n".join(lines + self._class_lines() + [f"Note: {note}." for note in self.notes])
 
     def _class_lines(self):
