@@ -193,6 +193,7 @@ def measure(case: dict) -> dict:
     start = time.perf_counter()
     compiled = jax.jit(problem.run, donate_argnums=(0,) if problem.carries else ()).lower(*held).compile()
     compiling = time.perf_counter() - start
+    count = count or (compiled.cost_analysis() or {}).get("flops")
 
     def once():
         result = compiled(*held)
@@ -213,12 +214,17 @@ def measure(case: dict) -> dict:
 
 
 def plain_flops(run, inputs) -> float | None:
-    """XLA's count for the form without the loops that CPUs run; None where there is no count."""
+    """XLA's count for the form without the loops that CPUs run, the same for every device: the host counts it, since
+    an accelerator's own count knows no library calls. None where jax was started without the host's platform."""
+    import jax
+
     from benchmarks.tpavi import flops
 
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
     try:
-        return flops(run, *inputs)
-    except (KeyError, TypeError, NotImplementedError):
+        with jax.default_device(jax.devices("cpu")[0]):
+            return flops(run, *shapes)
+    except (RuntimeError, TypeError, KeyError):
         return None
 
 
