@@ -1,11 +1,14 @@
-"""Runs a trained method on any video with sound, on a folder of frames with a sound file, or on a clip of its data set.
+"""Runs a trained method on a video with sound, on frames or a picture with a sound file, or on a clip of its data set.
 
     python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --output=out
+    python -m avs_jax.predict --workdir=runs/x --input=photo.jpg --audio=bark.wav --output=out
 
 writes to out/: `masks/*.png` at the input's resolution (0 and 255, or class indices with a palette), `overlay.mp4`
-with the input's sound, and `predictions.json` with the time, area, scores and COCO run-length mask of every frame.
-One annotated frame a second is what the data sets have, so one mask a second is the default; --rate=5 or --rate=all
-gives more, and the overlay shows the nearest. Memory does not grow with the length of the input.
+with the input's sound (`overlay.png` for a picture), and `predictions.json` with the time, area, scores and COCO
+run-length mask of every frame. One annotated frame a second is what the data sets have, so one mask a second is the
+default; --rate=5 or --rate=all gives more, and the overlay shows the nearest. A method that hears seconds around a
+single frame (CAVP) hears them around that frame, or the middle of a picture's sound. Memory does not grow with the
+length of the input.
 """
 
 import contextlib
@@ -27,9 +30,11 @@ from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.prediction import clips as clipping
 from avs_jax.prediction import inputs, output
+from avs_jax.prediction.run import seen_by
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}  # as users say -> the config's section
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")  # a missing file with such a name is no misspelt id
+MOST_PIXELS = 2**21  # of a batch of more than one clip: what memory holds beside a network's features
 USAGE = "Usage: python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --output=out"
 
 
@@ -39,7 +44,7 @@ def predict_media(
     input: str | Path | inputs.Movie,
     output_dir: str | Path,
     *,
-    image_size: tuple[int, int] | int,
+    image_size: tuple[int, int] | int | None,
     num_frames: int = 5,
     rate: int | str = 1,
     fps: float | None = None,
@@ -57,9 +62,10 @@ def predict_media(
 
     Args:
       method: an `avs_jax.methods.Method`; variables: its variables.
-      input: a video file, a folder of frames, what `open_movie` made of one, or with `source` the id of a clip.
+      input: a video file, a folder of frames, a picture, what `open_movie` made of one, or with `source` the id of a
+        clip.
       output_dir: a new or empty folder, or one with an earlier prediction, which is replaced once this one is done.
-      image_size: (H, W) the frames are squashed to for the model, pixels.
+      image_size: (H, W) the frames are squashed to for the model, pixels; None: they stay as large as they are.
       num_frames: T, frames one second apart in a clip.
       rate: masks per second, a whole number, or "all" for one for every frame.
       fps: frame rate of a folder (default 1). audio: sound file in place of the input's own.
@@ -74,7 +80,7 @@ def predict_media(
       InputError: a bad input, option or output folder; nothing is left behind.
     """
     _check(output_dir, rate, overwrite)
-    size = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
     batch = Batching(size, num_frames, batch_size, rate, front_end or create_front_end(method.front_end))
     if isinstance(input, inputs.Movie):
         movie = input
@@ -98,7 +104,7 @@ def predict_media(
         "fps": round(movie.fps, 6),
         "input_frames": movie.num_frames,
         "rate": rate,
-        "overlay": output.OVERLAY if overlay else None,
+        "overlay": (output.STILL if movie.num_frames == 1 else output.OVERLAY) if overlay else None,
         "sound": sound,
         "notes": notes,
     }
@@ -110,8 +116,9 @@ def predict_media(
                     bar.update()
             recorder.finish()
         if overlay:
+            named = names if method.num_classes > 1 else ()
             with _bar(movie.num_frames, "overlay", progress) as bar:
-                output.write_overlay(stage / output.OVERLAY, movie, stage, recorder.times, bar)
+                output.write_overlay(stage / header["overlay"], movie, stage, recorder.times, bar, named)
     count = len(recorder.times)
     return {
         "report": Path(output_dir) / output.REPORT,
@@ -131,20 +138,31 @@ def _check(output_dir, rate, overwrite) -> None:
 class Batching:
     """How a movie is cut for the model; fields as the arguments of `predict_media`."""
 
-    def __init__(self, size, num_frames: int, batch_size: int, rate: int | str, front_end: Callable):
+    def __init__(self, size: Sequence[int] | None, num_frames: int, batch_size: int, rate: int | str,
+                 front_end: Callable):  # fmt: skip
         self.size, self.num_frames, self.batch_size = size, num_frames, batch_size
         self.rate, self.front_end = rate, front_end
 
 
 def _from_movie(movie: inputs.Movie, b: Batching):
     """(an iterator of batches, the number of masks they will give)."""
-    total = clipping.expected_picks(b.rate, movie.num_frames, movie.duration)
-    spacing = 1 / movie.fps if b.rate == "all" else 1 / b.rate
-    picks = clipping.pick_frames(movie.frames(), b.rate, movie.fps, movie.duration, b.size)
+    size = movie.size if b.size is None else tuple(b.size)
+    if movie.kind == "picture":
+        if b.rate != 1:
+            raise InputError("--rate", expected="a video or several frames as the input", found=f"picture {movie.name}")
+        total, spacing = 1, 1
+        picks = clipping.pick_picture(next(movie.frames()), movie.duration, b.num_frames, size)
+    else:
+        total = clipping.expected_picks(b.rate, movie.num_frames, movie.duration)
+        spacing = 1 / movie.fps if b.rate == "all" else 1 / b.rate
+        picks = clipping.pick_frames(movie.frames(), b.rate, movie.fps, movie.duration, size)
     clips = clipping.group(picks, b.num_frames, min(spacing / 2 + clipping.EPS, 0.45))
-    sound = media.SoundWindow(media.read_audio_stream(movie.track, origin=movie.origin), clipping.LEAD)
-    clips = clipping.hear(clips, sound, b.front_end, b.num_frames)
-    batch_size = max(1, min(b.batch_size, -(-total // b.num_frames)))
+    channels = getattr(b.front_end, "channels", 1)
+    sound = media.read_audio_stream(movie.track, origin=movie.origin, channels=channels)
+    sound, end = media.SoundWindow(sound, clipping.LEAD), max(movie.duration, movie.sound.end)
+    clips = clipping.hear(clips, sound, b.front_end, b.num_frames, end)
+    most = max(1, MOST_PIXELS // (b.num_frames * size[0] * size[1]))
+    batch_size = max(1, min(b.batch_size, -(-total // b.num_frames), most))
     return clipping.batches(clips, batch_size, b.num_frames), total
 
 
@@ -223,7 +241,8 @@ def predict_run(
 
     Args:
       workdir: the folder that training wrote to.
-      input: a video, a folder of frames and a sound file, or the id of a clip of `split` of the run's data set.
+      input: a video, a folder of frames and a sound file, a picture, or the id of a clip of `split` of the run's data
+        set.
       checkpoint: "best" or "latest".
       split: "train", "val" (or "eval"), "test".
       fps, audio, options: further arguments of `predict_media`.
@@ -235,7 +254,7 @@ def predict_run(
         raise InputError("--split", expected="the name of a split", found=repr(split), hint=nearest(split, SPLITS))
     config = configs.load(Path(workdir) / "config.json")
     data = configs.split_options(config, SPLITS[split])
-    is_media = Path(input).exists() or Path(input).suffix.lower() in VIDEOS
+    is_media = Path(input).exists() or Path(input).suffix.lower() in (*VIDEOS, *inputs.IMAGES)
     try:
         source = create_source(config.data.source, **data)
     except InputError:  # the run's data set is not on this machine: a video does not need it
@@ -250,14 +269,24 @@ def predict_run(
     from avs_jax.training.checkpoint import load_checkpoint
 
     method, variables = load_checkpoint(workdir, which=checkpoint)
-    if source is not None:
-        fields = {k: getattr(source, k) for k in ("image_size", "num_frames", "class_names", "front_end")}
-    else:
-        fields = {"image_size": data.get("image_size", 224)}
+    fields = seen_by(config.data.source, data, source) | {k: v for k, v in options.items() if v is not None}
     return predict_media(
         method, variables, input, output_dir, source=None if is_media else source,
-        run={"workdir": str(workdir), "checkpoint": checkpoint}, fps=fps, audio=audio, **fields, **options,
+        run={"workdir": str(workdir), "checkpoint": checkpoint}, fps=fps, audio=audio, **fields,
     )  # fmt: skip
+
+
+def _size_option(texts: Sequence[str]) -> dict:
+    """The argument `image_size` from the flag: nothing, a side, or a height and a width.
+
+    Raises:
+      InputError: anything else.
+    """
+    if not texts:
+        return {}
+    if len(texts) > 2 or not all(text.isdecimal() and int(text) > 0 for text in texts):
+        raise InputError("--image_size", expected="a side in pixels, or height,width", found=repr(",".join(texts)))
+    return {"image_size": (int(texts[0]), int(texts[-1]))}
 
 
 def main() -> int:
@@ -277,13 +306,15 @@ def main() -> int:
             values.workdir, values.input, values.output, checkpoint=values.checkpoint, split=values.split,
             rate=int(values.rate) if values.rate.isdecimal() else values.rate, fps=values.fps, audio=values.audio,
             batch_size=values.batch_size, overlay=values.overlay, overwrite=values.overwrite,
+            **_size_option(values.image_size),
         )  # fmt: skip
     except KeyboardInterrupt:
         print(f"interrupted; no new prediction in {values.output}", file=sys.stderr)
         return 128 + signal.SIGINT
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
-    print(f"{result['masks']} masks, {result['area']:.1%} of the picture on average; report: {result['report']}")
+    masks = "1 mask" if result["masks"] == 1 else f"{result['masks']} masks"
+    print(f"{masks}, {result['area']:.1%} of the picture on average; report: {result['report']}")
     return 0
 
 
@@ -294,13 +325,14 @@ if __name__ == "__main__":
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     flags.DEFINE_string("workdir", None, "The folder that training wrote to.")
-    flags.DEFINE_string("input", None, "A video, a folder of frames and a sound file, or a clip's id.")
+    flags.DEFINE_string("input", None, "A video, frames or a picture with a sound file, or a clip's id.")
     flags.DEFINE_string("output", None, "The folder to write to.")
     flags.DEFINE_enum("checkpoint", "best", ["best", "latest"], "Which parameters.")
     flags.DEFINE_enum("split", "test", list(SPLITS), "Where to look for a clip's id.")
     flags.DEFINE_string("rate", "1", "Masks per second, or 'all'.")
     flags.DEFINE_float("fps", None, "Frame rate of a folder of frames; 1 where not given.")
     flags.DEFINE_string("audio", None, "A sound file to use in place of the input's own.")
+    flags.DEFINE_list("image_size", [], "Side, or height,width, that frames are scaled to for the model; the run's.")
     flags.DEFINE_integer("batch_size", 4, "Clips at a time.", lower_bound=1)
     flags.DEFINE_bool("overlay", True, "Write the overlay video.")
     flags.DEFINE_bool("overwrite", False, "Write to --output even where other files are.")

@@ -305,11 +305,15 @@ def _samples(frame) -> np.ndarray:
     return np.ascontiguousarray(raw, np.float32)
 
 
-def read_audio_stream(path: str | Path, sample_rate: int = SAMPLE_RATE, origin: float = 0.0) -> Iterator[np.ndarray]:
-    """The sound track as mono float32 blocks (n,) at `sample_rate`, resampled on the way ("soxr_hq").
+def read_audio_stream(
+    path: str | Path, sample_rate: int = SAMPLE_RATE, origin: float = 0.0, channels: int = 1
+) -> Iterator[np.ndarray]:
+    """The sound track as float32 blocks at `sample_rate`, resampled on the way ("soxr_hq").
 
     Args:
       origin: see `read_sound_blocks`; `VideoInfo.origin` puts the first sample at the first video frame.
+      channels: 1, blocks (n,) of the mean of all; or 2, blocks (n, 2) of the first two, which are left and right (a
+        track of one channel is on both).
     """
     import soxr
 
@@ -317,14 +321,19 @@ def read_audio_stream(path: str | Path, sample_rate: int = SAMPLE_RATE, origin: 
     for block, rate in read_sound_blocks(path, origin):
         if not np.isfinite(block).all():
             raise InputError(path, expected="finite sound samples", found="NaN or infinite ones")
-        mono = to_mono(block).astype(np.float32) if len(block) else np.zeros(0, np.float32)
+        if channels == 2:
+            heard = np.ascontiguousarray(
+                np.broadcast_to(block, (len(block), 2)) if block.shape[1] == 1 else block[:, :2]
+            )
+        else:
+            heard = to_mono(block).astype(np.float32) if len(block) else np.zeros(0, np.float32)
         if resampler is None:
-            resampler = soxr.ResampleStream(rate, sample_rate, 1, dtype="float32", quality="HQ")
-        out = resampler.resample_chunk(mono)
+            resampler = soxr.ResampleStream(rate, sample_rate, channels, dtype="float32", quality="HQ")
+        out = resampler.resample_chunk(heard)
         if len(out):
             yield out
     if resampler is not None:
-        yield resampler.resample_chunk(np.zeros(0, np.float32), last=True)
+        yield resampler.resample_chunk(np.zeros((0, 2)[:channels], np.float32), last=True)
 
 
 class SoundWindow:
@@ -339,12 +348,13 @@ class SoundWindow:
     """
 
     def __init__(self, blocks: Iterable[np.ndarray], lead: int = SAMPLE_RATE):
-        """blocks: mono float32 (n,); lead: the furthest before the start that a window may begin, samples."""
+        """blocks: float32 (n,) or (n, channels); lead: samples before the start that a window may begin, at most."""
         self._blocks, self._parts = iter(blocks), []
         self._begin, self.held, self.most_held, self.total = 0, 0, 0, 0
         while self.held <= lead and self._pull():
             pass
-        head = np.concatenate([*self._parts, np.zeros(max(0, lead + 1 - self.held), np.float32)])
+        self._channels = self._parts[0].shape[1:] if self._parts else ()
+        head = np.concatenate([*self._parts, self._silence(max(0, lead + 1 - self.held))])
         self._parts, self._begin = [head[1 : lead + 1][::-1], *self._parts], -lead
         self.held += lead
 
@@ -360,15 +370,19 @@ class SoundWindow:
         return True
 
     def read(self, start: int, length: int) -> np.ndarray:
-        """Samples start .. start+length-1, (length,) float32. `start` never goes back from one call to the next."""
+        """Samples start .. start+length-1, (length,) or (length, channels) float32. `start` never goes back from one
+        call to the next."""
         if start < self._begin:
             raise ValueError(f"window start {start} is before {self._begin}, which is no longer held")
         while True:
             self._drop(start)
             if self._begin + self.held >= start + length or not self._pull():
                 break
-        window = np.concatenate([np.zeros(0, np.float32), *self._parts])[start - self._begin :][:length]
-        return np.pad(window, (0, length - len(window)))
+        window = np.concatenate([self._silence(0), *self._parts])[start - self._begin :][:length]
+        return np.concatenate([window, self._silence(length - len(window))])
+
+    def _silence(self, length):
+        return np.zeros((length, *self._channels), np.float32)
 
     def _drop(self, start: int) -> None:
         """Lets go of whole blocks before `start`."""

@@ -84,6 +84,12 @@ def pick_frames(
             yield Pick(0, shown.time, FRAME_IN_SECOND, shown.index, shown.time, squash(shown.rgb(), size))
 
 
+def pick_picture(frame: Frame, duration: float, num_frames: int, size: tuple[int, int]) -> Iterator[Pick]:
+    """The one pick of a picture, whose clip of `num_frames` lies in the middle of its sound of `duration` seconds."""
+    start = max((duration - num_frames) / 2, 0.0)
+    yield Pick(0, 0.0, start + FRAME_IN_SECOND, frame.index, frame.time, squash(frame.rgb(), size))
+
+
 def expected_picks(rate: int | str, num_frames: int, duration: float) -> int:
     """How many frames `pick_frames` will yield, for a progress bar."""
     if rate == "all":
@@ -127,12 +133,25 @@ def _extend(growing, image, pick, num_frames) -> Iterator[Clip]:
         growing.append(clip)
 
 
-def hear(clips: Iterable[Clip], sound: SoundWindow, front_end, num_frames: int) -> Iterator[Clip]:
-    """Adds each clip's `audio`: the front end's view of `num_frames` seconds of sound from the clip's start."""
+def hear(clips: Iterable[Clip], sound: SoundWindow, front_end, num_frames: int, end: float = np.inf) -> Iterator[Clip]:
+    """Adds each clip's `audio`: the front end's view of `num_frames` seconds of sound from the clip's start.
+
+    A clip of one frame, where the front end says how many `seconds` it hears, gets these, about the middle of the
+    frame's second and moved to lie between 0 and `end`, where the sound ends (seconds).
+    """
     for clip in clips:  # their starts never go back, so one forward pass over the sound serves them all
-        wave = sound.read(round(clip.start * SAMPLE_RATE), num_frames * SAMPLE_RATE)
-        clip.audio = front_end(wave, SAMPLE_RATE, num_frames)
+        start, length = round(clip.start * SAMPLE_RATE), num_frames * SAMPLE_RATE
+        if num_frames == 1 and hasattr(front_end, "seconds"):
+            start, length = _around(clip.start + 0.5, front_end.seconds, end)
+        clip.audio = front_end(sound.read(start, length), SAMPLE_RATE, num_frames)
         yield clip
+
+
+def _around(middle: float, seconds: float, end: float) -> tuple[int, int]:
+    """(first sample, how many) of a window about a moment; less than `seconds` only where the sound is shorter."""
+    start = max(min(middle - seconds / 2, end - seconds), 0.0)
+    length = max(round(min(seconds, end) * SAMPLE_RATE), 1)
+    return round(start * SAMPLE_RATE), length
 
 
 def batches(clips: Iterable[Clip], batch_size: int, num_frames: int) -> Iterator[tuple[dict, list[Clip]]]:

@@ -21,7 +21,7 @@ class Movie:
     """Frames and sound.
 
     Attributes:
-      name: the input, as the user gave it; kind: "video", "folder" or "clip".
+      name: the input, as the user gave it; kind: "video", "folder", "picture" (one, with a sound) or "clip".
       size: (height, width) of the frames as shown.
       fps: frames per second, the average where it varies.
       duration: seconds; num_frames: how many frames.
@@ -70,10 +70,11 @@ def read_image(path: Path) -> np.ndarray:
 
 
 def open_movie(path: str | Path, *, audio: str | Path | None = None, fps: float | None = None) -> Movie:
-    """The video file or folder of frames at `path`.
+    """The video file, folder of frames, or single picture at `path`.
 
     Args:
-      audio: sound file to use in place of the one inside (a folder's only sound file, a video's own track).
+      audio: sound file to use in place of the one inside (a folder's only sound file, a video's own track); a picture
+        needs one.
       fps: frame rate of a folder (default 1, as AVSBench's frames); a video knows its own.
     Raises:
       InputError: missing or broken files, no pictures, no sound, an option that does not apply.
@@ -81,6 +82,12 @@ def open_movie(path: str | Path, *, audio: str | Path | None = None, fps: float 
     path = Path(path)
     if path.is_dir():
         return _folder(path, audio, 1.0 if fps is None else fps)
+    if path.suffix.lower() in IMAGES and path.is_file():
+        if audio is None or fps is not None:
+            option, expected = ("--audio", "a sound file") if audio is None else ("--fps", "a folder of frames")
+            raise InputError(option, expected=f"{expected}, with the picture {path.name} as the input",
+                             found="nothing" if audio is None else f"{fps}")  # fmt: skip
+        return _picture(str(path), path, audio)
     if fps is not None:
         raise InputError("--fps", expected="a folder of frames as the input", found=f"{path}",
                          hint="A video file has its own frame times; --rate sets how many masks a second.")  # fmt: skip
@@ -113,6 +120,8 @@ def _folder(path: Path, audio, fps: float) -> Movie:
             raise InputError(path, expected=f"one sound file ({', '.join(SOUNDS)})", found=found,
                              hint="Name the one to use with --audio.")  # fmt: skip
         audio = sounds[0]
+    if len(images) == 1:
+        return _picture(str(path), images[0], audio)
     size = read_image(images[0]).shape[:2]
 
     def frames():
@@ -125,6 +134,15 @@ def _folder(path: Path, audio, fps: float) -> Movie:
 
     sound, track, origin = _sound_file(Path(audio))
     return Movie(str(path), "folder", size, fps, len(images) / fps, len(images), frames, sound, track, origin)
+
+
+def _picture(name: str, image: Path, audio) -> Movie:
+    """One picture, shown for as long as its sound lasts."""
+    size = read_image(image).shape[:2]
+    sound, track, origin = _sound_file(Path(audio))
+    duration = max(sound.end, 1e-3)
+    return Movie(name, "picture", size, 1 / duration, duration, 1, lambda: iter([Picture(0, 0.0, image)]), sound, track,
+                 origin)  # fmt: skip
 
 
 def natural_key(path: Path):
@@ -147,7 +165,7 @@ def find_clip(source, name: str) -> int:
 
 
 def clip_movie(source, index: int, frames: np.ndarray) -> Movie:
-    """A clip of a data set as a movie of one frame a second.
+    """A clip of a data set as a movie of one frame a second, or of a single one for as long as its sound lasts.
 
     It has sound where the source can give it: `waveform(index)` (samples at `sample_rate`), or `sound_file(index)`,
     a path or None.
@@ -161,7 +179,8 @@ def clip_movie(source, index: int, frames: np.ndarray) -> Movie:
         track = (source.waveform(index), rate)
         sound = media.SoundInfo(0.0, len(track[0]) / rate, rate, 1 if track[0].ndim == 1 else track[0].shape[1], "pcm")
     pictures = [Picture(i, float(i), image) for i, image in enumerate(frames)]
-    return Movie(source.ids[index], "clip", frames.shape[1:3], 1.0, float(len(frames)), len(frames),
+    duration = sound.end if len(frames) == 1 and sound is not None else float(len(frames))
+    return Movie(source.ids[index], "clip", frames.shape[1:3], len(frames) / duration, duration, len(frames),
                  lambda: iter(pictures), sound, track, origin)  # fmt: skip
 
 

@@ -5,17 +5,18 @@ import contextlib
 import functools
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from avs_jax.data.video_writer import VideoWriter
 from avs_jax.errors import InputError
 from avs_jax.pictures import COLOURS, outline
 
 FORMAT = "avs_jax.predictions/1"
-REPORT, MASKS, OVERLAY, PARTIAL = "predictions.json", "masks", "overlay.mp4", ".partial"
+REPORT, MASKS, OVERLAY, STILL, PARTIAL = "predictions.json", "masks", "overlay.mp4", "overlay.png", ".partial"
 
 
 @contextlib.contextmanager
@@ -40,9 +41,9 @@ def staged(output: str | Path, overwrite: bool = False):
         raise InputError(output, expected="a folder that can be written to", found=found) from None
     try:
         yield stage
-        for name in (REPORT, OVERLAY, MASKS):  # the report goes first and comes last: no report, no prediction
+        for name in (REPORT, OVERLAY, STILL, MASKS):  # the report goes first and comes last: no report, no prediction
             _remove(output / name)
-        for name in (MASKS, OVERLAY, REPORT):
+        for name in (MASKS, OVERLAY, STILL, REPORT):
             if (stage / name).exists():
                 (stage / name).rename(output / name)
     except OSError as error:
@@ -61,7 +62,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if not output.is_dir():
         raise InputError(output, expected="a folder for the output", found="a file")
     names = {entry.name for entry in output.iterdir()}
-    ours = names <= {REPORT, MASKS, OVERLAY, PARTIAL} and (REPORT in names or names <= {PARTIAL})
+    ours = names <= {REPORT, MASKS, OVERLAY, STILL, PARTIAL} and (REPORT in names or names <= {PARTIAL})
     if ours and REPORT in names:
         with (output / REPORT).open("rb") as file:
             ours = FORMAT.encode() in file.read(200)
@@ -216,43 +217,70 @@ def _summary(score: np.ndarray, inside: np.ndarray) -> dict:
     }
 
 
-def write_overlay(path: Path, movie, stage: Path, times, bar) -> None:
+def write_overlay(path: Path, movie, stage: Path, times, bar, classes: Sequence[str] = ()) -> None:
     """The movie with its sound and, on every frame, the mask whose own frame is nearest in time.
 
     Args:
+      path: an mp4, or for a movie of one frame a PNG.
       times: since when the frame of each mask is shown, ascending; `stage` holds the masks.
       bar: a progress bar; told of each frame.
+      classes: their names, background first, to be written on the frames; none where labels are no classes.
     """
+    if path.suffix == ".png":
+        (frame,) = movie.frames()
+        Image.fromarray(Paint(read_mask(stage / MASKS / "000000.png"), classes).over(frame.rgb())).save(path)
+        bar.update()
+        return
     nearest, loaded, paint = 0, None, None
     with VideoWriter(path, movie.size, movie.fps, sound=movie.track, sound_origin=movie.origin) as writer:
         for frame in movie.frames():
             while nearest + 1 < len(times) and abs(times[nearest + 1] - frame.time) < abs(times[nearest] - frame.time):
                 nearest += 1
             if loaded != nearest:
-                paint, loaded = Paint(read_mask(stage / MASKS / f"{nearest:06d}.png")), nearest
+                paint, loaded = Paint(read_mask(stage / MASKS / f"{nearest:06d}.png"), classes), nearest
             writer.write(paint.over(frame.rgb()), frame.time)
             bar.update()
 
 
 class Paint:
     """A mask ready to be laid over frames, in the look of `avs_jax.pictures.overlay`: what sounds stays in colour,
-    tinted and outlined, the rest turns dark and grey.
+    tinted and outlined, the rest turns dark and grey; the classes there are stand at the top in their colours.
 
     In whole bytes and with what depends on the mask alone prepared once, because it runs for every video frame:
     several times faster.
     """
 
-    def __init__(self, labels: np.ndarray):
-        """labels: (H, W) uint8."""
+    def __init__(self, labels: np.ndarray, classes: Sequence[str] = ()):
+        """labels: (H, W) uint8; classes: their names, background first, or none."""
         self._inside = (labels > 0)[..., None]
         tint = COLOURS[(np.maximum(labels, 1) - 1) % len(COLOURS)]
         self._quarter = tint >> 2
         self._line = outline(labels, 1 + min(labels.shape) // 240) & (labels > 0)
         self._line_colours = tint[self._line]
+        self._sign = sign(labels, classes)
 
     def over(self, frame: np.ndarray) -> np.ndarray:
         """frame: (H, W, 3) uint8; so is the result."""
         grey = (frame[..., 0] >> 3) + (frame[..., 1] >> 2) + (frame[..., 2] >> 3) + np.uint8(25)
         out = np.where(self._inside, frame - (frame >> 2) + self._quarter, grey[..., None])
         out[self._line] = self._line_colours
+        out[: self._sign.shape[0], : self._sign.shape[1]] = self._sign
         return out
+
+
+def sign(labels: np.ndarray, classes: Sequence[str]) -> np.ndarray:
+    """The names of the classes in labels (H, W), the largest first, as many as there is room for across the picture:
+    (h, w, 3) uint8, h = 0 where there are none."""
+    area = np.bincount(labels.reshape(-1), minlength=256)
+    found = [int(k) for k in np.argsort(-area, kind="stable") if k and area[k] and k < len(classes)]
+    text = int(np.clip(min(labels.shape) // 24, 9, 40))  # pixels
+    image = Image.new("RGB", (labels.shape[1], min(2 * text, labels.shape[0])), (20, 20, 20))
+    draw, font, at = ImageDraw.Draw(image), ImageFont.load_default(text), text // 2
+    for k in found:
+        wide = int(font.getlength(classes[k])) + 2 * text
+        if at + wide > labels.shape[1] and at > text:
+            break
+        draw.rectangle((at, text // 2, at + text, text // 2 + text), fill=tuple(COLOURS[(k - 1) % len(COLOURS)]))
+        draw.text((at + 1.4 * text, text), classes[k], fill=(255, 255, 255), font=font, anchor="lm")
+        at += wide + text
+    return np.asarray(image)[: image.height if found else 0, :at]

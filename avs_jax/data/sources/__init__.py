@@ -2,7 +2,7 @@
 
 import importlib
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -57,11 +57,20 @@ def create_source(name: str, **options) -> Source:
     Raises:
       InputError: an unknown source or option, naming the nearest valid one.
     """
+    cls = source_class(name, options)
+    check_options("data", f"the '{name}' source", options, list(inspect.signature(cls).parameters))
+    return cls(**options)
+
+
+def source_class(name: str, options: Mapping) -> type:
+    """The class of the source called `name`, which may depend on the option `setting`.
+
+    Raises:
+      InputError: an unknown source, naming the nearest valid one.
+    """
     if name not in SOURCES:
         raise InputError(
             "data.source", expected="the name of a data set", found=repr(name), hint=nearest(name, SOURCES)
         )
     module, cls = SETTINGS.get((name, str(options.get("setting"))), SOURCES[name]).split(".")
-    cls = getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)
-    check_options("data", f"the '{name}' source", options, list(inspect.signature(cls).parameters))
-    return cls(**options)
+    return getattr(importlib.import_module(f"avs_jax.data.sources.{module}"), cls)

@@ -72,7 +72,9 @@ def front_end_of(name: str, **options):
     for option, value in given.items():
         if option not in fields:
             hint = f"Leave it out, or choose another of data.front_end: {', '.join(audio.FRONT_ENDS)}."
-            raise InputError(f"data.{option}", expected=f"nothing with front end '{name}'", found=repr(value), hint=hint)
+            raise InputError(
+                f"data.{option}", expected=f"nothing with front end '{name}'", found=repr(value), hint=hint
+            )
     return audio.front_end(name, **given)
 
 

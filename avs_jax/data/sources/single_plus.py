@@ -1,6 +1,6 @@
 """AVSBench-Single+ on disk (Chen et al., 2023): single frames with multi-class or binary masks; and AVS-M."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -75,14 +75,13 @@ class SinglePlusSource(stills.StillSource):
         self.setting = files.choice("setting", setting, SETTINGS)
         self.split = files.choice("split", split, SPLITS)
         self._binary = setting != "single_plus"
-        if image_size is None:
-            image_size = 224 if self._binary else 512
-        fit = ("squash" if self._binary else "none") if fit == "auto" else fit
+        image_size = _default_size(setting) if image_size is None else image_size
+        fit = _default_fit(setting) if fit == "auto" else fit
         self._fit = stills.fit_of(fit, image_size, pad)
         self.image_size = self._fit.pad if isinstance(self._fit.pad, tuple) else self._fit.size
         self._mixer = stills.mixer_of(seconds, False, crop, resampler)
         self.front_end = stills.front_end_of(front_end, self._mixer)
-        self.class_names = ("background", "sounding") if self._binary else CLASSES
+        self.class_names = _class_names(setting)
         self.root = find_root(root)
         self._replaced = setting == "avs_m" and split == "train"
         self._sounds = _find_sounds(sounds, self.root) if self._replaced else self.root / "audios"
@@ -90,6 +89,14 @@ class SinglePlusSource(stills.StillSource):
         self._rows = read_table(self._table, split, self._replaced)
         self.ids = tuple(row.id for row in self._rows)
         self.categories = tuple(CLASSES[row.label] for row in self._rows)
+
+    @staticmethod
+    def described(options: Mapping) -> dict:
+        """What the options alone say of the clips: `class_names`, `image_size` (None where it is the pictures' own)."""
+        setting, fit = options["setting"], options["fit"]
+        keeps = (_default_fit(setting) if fit == "auto" else fit) == "none"
+        size = None if keeps else options["image_size"] or _default_size(setting)
+        return {"class_names": _class_names(setting), "image_size": size}
 
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W), with `pad` also `size`."""
@@ -160,6 +167,18 @@ class SinglePlusSource(stills.StillSource):
         yield lambda: self._fit(self._frame(row), lambda size: np.zeros(size, np.uint8))
         yield lambda: self._mask(row, images.read_frame(self._frame(row)).shape[:2])
         yield lambda: self._audio(row)
+
+
+def _class_names(setting: str) -> tuple[str, ...]:
+    return CLASSES if setting == "single_plus" else ("background", "sounding")
+
+
+def _default_fit(setting: str) -> str:
+    return "none" if setting == "single_plus" else "squash"
+
+
+def _default_size(setting: str) -> int:
+    return 512 if setting == "single_plus" else 224
 
 
 def find_root(root: str | Path) -> Path:

@@ -21,6 +21,11 @@ STEP = 128  # larger pictures come to multiples of this
 class StillSource(files.FileSource):
     """Pictures with a sound each, of which the table says which classes sound: `image_classes(index)` (K,) bool."""
 
+    @property
+    def own_size(self) -> bool:
+        """Whether pictures keep their own size, so that `image_size` is not theirs."""
+        return self._fit.how == "none"
+
     def sounds(self, index: int) -> np.ndarray:
         """(1, K - 1) bool of `sound_names`: the classes that sound in clip `index`, by the table."""
         return self.image_classes(index)[None, 1:]

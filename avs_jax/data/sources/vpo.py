@@ -1,6 +1,6 @@
 """VPO on disk: VPO-SS, VPO-MS and VPO-MSMI of Chen et al. (2023), as published or as built by `prepare vpo`."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -93,6 +93,12 @@ class VPOSource(stills.StillSource):
         self._rows = read_table(self._table, setting, self.split, self.fold_person, self._mixer.stereo)
         self.ids = tuple(row.id for row in self._rows)
         self._labels, self._known = vpo_classes.label_table(self.fold_person)
+
+    @staticmethod
+    def described(options: Mapping) -> dict:
+        """What the options alone say of the clips: `class_names`, `image_size` (None where it is the pictures' own)."""
+        names = vpo_classes.class_names(bool(options["fold_person"]))
+        return {"class_names": names, "image_size": None if options["fit"] == "none" else options["image_size"]}
 
     def visual(self, index: int) -> Clip:
         """Clip `index` without its `audio`: frames (1, H, W, 3) and labels (1, H, W), with `pad` also `size`."""
