@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from benchmarks import contrastive
-from benchmarks.measure import in_own_process, timed
+from benchmarks.measure import in_own_process, plain_flops, timed
 
 PARTS = ("step", "inference", "loss", "front_end")
 COLUMNS = ("case", "of", "s", "per s", "processor s", "peak MiB", "planned MiB", "compile s", "TFLOPs", "TFLOP/s")
@@ -189,7 +189,7 @@ def measure(case: dict) -> dict:
     problem = PROBLEMS[case["part"]](case)
     held = list(jax.device_put(problem.inputs))
     problem = problem._replace(inputs=())  # only what is held counts as given
-    count = plain_flops(problem.run, held)
+    count = plain_flops(problem.run, *held)
     start = time.perf_counter()
     compiled = jax.jit(problem.run, donate_argnums=(0,) if problem.carries else ()).lower(*held).compile()
     compiling = time.perf_counter() - start
@@ -211,21 +211,6 @@ def measure(case: dict) -> dict:
     return {**found, "processor": processor, "compile": compiling, "flops": count, "count": problem.count,
             "planned": plan.temp_size_in_bytes / 2**20 if plan else None,
             "device": f"{device.device_kind} ({device.platform})"}  # fmt: skip
-
-
-def plain_flops(run, inputs) -> float | None:
-    """XLA's count for the form without the loops that CPUs run, the same for every device: the host counts it, since
-    an accelerator's own count knows no library calls. None where jax was started without the host's platform."""
-    import jax
-
-    from benchmarks.tpavi import flops
-
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
-    try:
-        with jax.default_device(jax.devices("cpu")[0]):
-            return flops(run, *shapes)
-    except (RuntimeError, TypeError, KeyError):
-        return None
 
 
 # ---- The cases and their table

@@ -84,7 +84,7 @@ def objects(batch: int, side: int, classes: int):
 def loop_flops(anchors: float, budget: int, channels: int, block: int = BLOCK) -> float:
     """What XLA's count leaves out of value and gradient in blocks: it counts a loop's body once.
 
-    anchors: valid ones; only blocks with some are computed, three products each of `block` rows with the budget.
+    anchors: valid ones; only blocks with some are computed, three products each with each of them.
     """
     block = min(block, budget)
-    return (-(-anchors // block) - 1) * 3 * 2 * block * (budget + -budget % block) * channels
+    return ((-(-anchors // block)) ** 2 - 1) * 3 * 2 * block**2 * channels

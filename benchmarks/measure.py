@@ -35,6 +35,27 @@ def timed(run, repeats: int) -> dict:
     return {"seconds": sorted(seconds)[len(seconds) // 2], "mib": peak / 2**20}
 
 
+def plain_flops(run, *inputs) -> float | None:
+    """XLA's count for the form without the loops that CPUs run, whose bodies it would count once; the same for every
+    device: the host counts it, since an accelerator's own count knows no library calls. None where jax was started
+    without the host's platform."""
+    import jax
+
+    from avs_jax.models import fast_conv
+
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), inputs)
+    chosen = fast_conv._on_cpu
+    fast_conv._on_cpu = lambda: False
+    try:
+        with jax.default_device(jax.devices("cpu")[0]):
+            return jax.jit(lambda *x: run(*x)).lower(*shapes).cost_analysis()["flops"]
+    except (RuntimeError, TypeError, KeyError):
+        return None
+    finally:
+        fast_conv._on_cpu = chosen
+        jax.clear_caches()
+
+
 def _reset_peak() -> int:
     """Forgets the peak resident size so far (compiling needs more than running) and returns the present size."""
     import jax

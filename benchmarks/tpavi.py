@@ -12,7 +12,7 @@ import argparse
 import json
 import os
 
-from benchmarks.measure import in_own_process, timed
+from benchmarks.measure import in_own_process, plain_flops, timed
 
 FRAMES = 5
 
@@ -62,28 +62,13 @@ def functions(method, variables):
     return {"train": train, "inference": inference}, (params, stats, tx.init(params), jax.random.key(1))
 
 
-def flops(run, *inputs) -> float:
-    """XLA's count for the form without loops, whose bodies it would count once."""
-    import jax
-
-    from avs_jax.models import fast_conv
-
-    chosen = fast_conv._on_cpu
-    fast_conv._on_cpu = lambda: False
-    try:
-        return jax.jit(lambda *x: run(*x)).lower(*inputs).cost_analysis()["flops"]
-    finally:
-        fast_conv._on_cpu = chosen
-        jax.clear_caches()
-
-
 def measure(args) -> dict:
     import jax
 
     method, variables, batch = problem(args.backbone, args.clip_count, args.size, args.precision)
     runs, state = functions(method, variables)
     run = runs[args.one_pass]
-    count = flops(run, state, batch)
+    count = plain_flops(run, state, batch)
     training = args.one_pass == "train"
     compiled = jax.jit(run, donate_argnums=(0,) if training else ()).lower(state, batch).compile()
     held = [jax.device_put(state)]

@@ -213,32 +213,65 @@ _mean_loss.defvjp(_mean_loss_forward, _mean_loss_backward)
 
 def _blocks(z, labels, valid, temperature, block, with_gradient):
     """The loss of unit vectors z (M, D), valid ones first, and its gradient: known at once, since the loss is a scalar,
-    so the backward pass neither keeps nor recomputes similarities."""
+    so the backward pass neither keeps nor recomputes similarities. M is a multiple of the block.
+
+    A block of anchors meets a block of others at a time, and none of those that hold no valid one: first for the
+    similarities and the sum over negatives, then for what the positives lose, then for the gradient.
+    """
     dot = functools.partial(jnp.matmul, precision=lax.Precision.HIGHEST)
     total = valid.sum(dtype=jnp.int32)
-    anchor = jnp.arange(len(z))
+    blocks, anchor = -(-total // block), jnp.arange(len(z))
     weight = 1 / jnp.maximum(total, 1).astype(z.dtype)
 
+    def part(x, i, axis=0):
+        return lax.dynamic_slice_in_dim(x, i * block, block, axis)
+
     def one(i, carry):
-        loss, gradient = carry
-        start = i * block
-        zb, lb, vb, ab = (lax.dynamic_slice_in_dim(x, start, block) for x in (z, labels, valid, anchor))
-        s = dot(zb, z.T) / temperature
-        same = lb[:, None] == labels
-        positive = same & valid & (ab[:, None] != anchor)
-        negative = ~same & valid
-        rest = jax.nn.logsumexp(jnp.where(negative, s, EMPTY), -1, keepdims=True)
-        w = (weight * vb / jnp.maximum(positive.sum(-1), 1))[:, None]
-        x = rest - s
-        e = jnp.exp(-jnp.abs(x))  # one for softplus(x), for its slope, and for exp(s - rest), as x >= 0 over N
-        loss += (w * jnp.where(positive, jax.nn.relu(x) + jnp.log1p(e), 0)).sum()
+        loss, gradient, similarities = carry
+        zb, lb, vb, ab = (part(x, i) for x in (z, labels, valid, anchor))
+
+        def sets(j):
+            same, counted = lb[:, None] == part(labels, j), part(valid, j)
+            return same & counted & (ab[:, None] != part(anchor, j)), ~same & counted
+
+        def compare(j, carry):
+            similarities, rest, positives = carry
+            s = dot(zb, part(z, j).T) / temperature
+            positive, negative = sets(j)
+            rest = jnp.logaddexp(rest, jax.nn.logsumexp(jnp.where(negative, s, EMPTY), -1, keepdims=True))
+            similarities = lax.dynamic_update_slice_in_dim(similarities, s, j * block, 1)
+            return similarities, rest, positives + positive.sum(-1, keepdims=True)
+
+        start = similarities, jnp.full((block, 1), EMPTY, z.dtype), jnp.zeros((block, 1), jnp.int32)
+        similarities, rest, positives = lax.fori_loop(0, blocks, compare, start)
+        w = weight * vb[:, None] / jnp.maximum(positives, 1)
+
+        def slopes(j):  # of softplus(x) at the positives, and exp(s - rest) at the negatives, where x >= 0
+            positive, negative = sets(j)
+            x = rest - part(similarities, j, 1)
+            e = jnp.exp(-jnp.abs(x))
+            return x, e, positive, jnp.where(positive, w * jnp.where(x > 0, 1, e) / (1 + e), 0), negative
+
+        def lose(j, carry):
+            loss, pulls = carry
+            x, e, positive, pull, _ = slopes(j)
+            loss += (w * jnp.where(positive, jax.nn.relu(x) + jnp.log1p(e), 0)).sum()
+            return loss, pulls + pull.sum(-1, keepdims=True)
+
+        loss, pulls = lax.fori_loop(0, blocks, lose, (loss, jnp.zeros((block, 1), z.dtype)))
+
+        def move(j, carry):
+            gradient, own = carry
+            _, e, _, pull, negative = slopes(j)
+            slope = (jnp.where(negative, e, 0) * pulls - pull) / temperature
+            other = part(gradient, j) + dot(slope.T, zb)
+            return lax.dynamic_update_slice_in_dim(gradient, other, j * block, 0), own + dot(slope, part(z, j))
+
         if with_gradient:
-            pull = jnp.where(positive, w * jnp.where(x > 0, 1, e) / (1 + e), 0)
-            push = jnp.where(negative, e, 0) * pull.sum(-1, keepdims=True)
-            slope = (push - pull) / temperature
-            own = lax.dynamic_slice_in_dim(gradient, start, block) + dot(slope, z)
-            gradient = lax.dynamic_update_slice_in_dim(gradient, own, start, 0) + dot(slope.T, zb)
-        return loss, gradient
+            gradient, own = lax.fori_loop(0, blocks, move, (gradient, jnp.zeros_like(zb)))
+            gradient = lax.dynamic_update_slice_in_dim(gradient, part(gradient, i) + own, i * block, 0)
+        return loss, gradient, similarities
 
     zero = jnp.zeros((), z.dtype)
-    return lax.fori_loop(0, -(-total // block), one, (zero, jnp.zeros_like(z) if with_gradient else zero))
+    start = zero, jnp.zeros_like(z) if with_gradient else zero, jnp.zeros((block, len(z)), z.dtype)
+    return lax.fori_loop(0, blocks, one, start)[:2]
