@@ -109,7 +109,7 @@ def tsne(
     split: str = "test",
     clips: int = 200,
     ids: Sequence[str] = (),
-    stage: str = "4",
+    stage: str = "",
     mask: str = "predicted",
     point: str = "frame",
     audio: str = "embedding",
@@ -126,7 +126,7 @@ def tsne(
     Args:
       workdirs: the folders that training wrote to, one or more, of runs on the same data.
       checkpoint, split, clips, ids, data: as `attention`.
-      stage: whose features, as "stage4" or "4".
+      stage: whose features, as "stage4" or "4"; the method's last if empty.
       mask: "predicted" or "true": what is averaged over. What has an empty mask is left out, and counted.
       point: "frame" or "clip" (the mean of its frames): what a point is.
       audio: which audio features to cluster: "embedding", the audio encoder's output, or a stage's, as fusion sees it.
@@ -165,7 +165,8 @@ def tsne(
     panels, rows = zip(*parts, strict=True)
     if len({panel.title for panel in panels}) < len(panels):  # folders of one name
         panels = [panel._replace(title=str(run.workdir)) for panel, run in zip(panels, runs, strict=True)]
-    title = f"Visual features of stage {stage.removeprefix('stage')} under the {mask} masks, split '{split}'"
+    stage = ", ".join(dict.fromkeys(drawing.words(points.stage) for points in seen))
+    title = f"Visual features ({stage}) under the {mask} masks, split '{split}'"
     note = (
         f"t-SNE. A point is a {point}; its colour is the cluster of its sound: k-means of the audio features '{audio}' "
         f"of {hearing.workdir.name}.\nAlike: of a point's {NEIGHBOURS} nearest in other clips, those in its cluster "
@@ -273,8 +274,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
         add("--clips", type=int, default=clips, help=f"how many, evenly spread; 0: all (default: {clips})")
         add("--ids", default="", help="which clips, comma-separated, in place of --clips")
         add("--output", help="the PNG to write, with a JSON beside it (default: in <workdir>/pictures)")
-    maps.add_argument("--stage", default="", help="stages, comma-separated (default: all)")
-    space.add_argument("--stage", default="4", help="whose features (default: 4)")
+    maps.add_argument("--stage", default="", help="maps of the method, as 4 or gate, comma-separated (default: all)")
+    space.add_argument("--stage", default="", help="whose features, as 4 or fused (default: the method's last)")
     space.add_argument("--mask", default="predicted", choices=MASKS, help="what features are averaged over")
     space.add_argument("--point", default="frame", choices=POINTS, help="what a point is")
     audio = "audio features to cluster: embedding (the audio encoder's output), stage1 ... (as fusion sees it)"

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
@@ -22,7 +23,8 @@ class Points(NamedTuple):
     """Features of n frames, or clips, that have a mask.
 
     features: (n, C) float32. clip: (n,) position in the source. frame: (n,), 0 for whole clips. left_out: how many have
-    an empty mask. heard: {(clip, frame): audio features (D,)}, with those left out; None where nothing is heard.
+    an empty mask. heard: {(clip, frame): audio features (D,)}, with those left out; None where nothing is heard. stage:
+    the name of the features.
     """
 
     features: np.ndarray
@@ -30,6 +32,7 @@ class Points(NamedTuple):
     frame: np.ndarray
     left_out: int
     heard: dict | None
+    stage: str
 
 
 def masked_features(run: Run, indices: Sequence[int], *, stage: str, mask: str, point: str, audio: str) -> Points:
@@ -37,14 +40,14 @@ def masked_features(run: Run, indices: Sequence[int], *, stage: str, mask: str, 
 
     Args:
       run, indices: whose clips.
-      stage: of the method's visual features.
+      stage: of the method's visual features; "" is the last.
       mask: "predicted" or "true".
       point: "frame", or "clip": the mean of its frames' features.
       audio: of the method's audio features.
     Raises:
       InputError: a method without features, or without these; too few points.
     """
-    extract = _extractor(run, stage, mask, audio)
+    extract, names = _extractor(run, stage, mask, audio)
     subset, rows, heard = Subset(run.source, indices), [], {}
     size = min(run.config.eval.batch_size, len(subset))
     batches = eval_batches(subset, batch_size=size, threads=run.config.loader.threads)
@@ -66,14 +69,15 @@ def masked_features(run: Run, indices: Sequence[int], *, stage: str, mask: str, 
                          found=f"{len(masked)} of {len(rows)}", hint="Take more --clips, or --mask=true.")  # fmt: skip
     clip, frame, features = (np.array(column) for column in zip(*masked, strict=True))
     if (different := distinct(features)) < FEWEST:
-        raise InputError(f"{run.workdir}, features of stage '{stage}'", expected=f"at least {FEWEST} that differ",
+        raise InputError(f"{run.workdir}, features '{names[0]}'", expected=f"at least {FEWEST} that differ",
                          found=str(different))  # fmt: skip
-    return Points(features, clip, frame, len(rows) - len(masked), heard or None)
+    return Points(features, clip, frame, len(rows) - len(masked), heard or None, names[0])
 
 
 def _extractor(run, stage, mask, audio):
-    """The compiled (variables, inputs, labels) -> (features under the masks, areas, audio features or None)."""
-    method = run.method
+    """The compiled (variables, inputs, labels) -> (features under the masks, areas, audio features or None), and a list
+    that has their name once it has run."""
+    method, names = run.method, []
     if method.features is None:
         raise InputError(f"{run.workdir}, features", expected="a method that shows its features",
                          found=f"none in '{method.name}'")  # fmt: skip
@@ -82,14 +86,24 @@ def _extractor(run, stage, mask, audio):
     def extract(variables, inputs, labels):
         found = method.features(variables, inputs)
         labels = labels if mask == "true" else method.predict(variables, inputs).labels
-        (name,) = pick_stages(found["visual"], [stage])
+        name = pick_stages(found["visual"], [stage] if stage else [])[-1]
         if found["audio"] and audio not in found["audio"]:
             raise InputError("--audio", expected="audio features of the method", found=repr(audio),
                              hint=nearest(audio, found["audio"]))  # fmt: skip
-        mean, area = masked_mean(found["visual"][name], (labels > 0) & (labels != IGNORE))
+        marked = (labels > 0) & (labels != IGNORE) & _pictures(inputs, labels.shape)
+        mean, area = masked_mean(found["visual"][name], marked)
+        names.append(name)  # known to the method alone, and in its order only here: compiled functions sort dicts
         return mean, area, found["audio"].get(audio)
 
-    return extract
+    return extract, names
+
+
+def _pictures(inputs, shape):
+    """(B, 1, H, W) bool: the pixels of the pictures, where these lie on canvases; or True."""
+    if "size" not in inputs:
+        return True
+    height, width = jnp.asarray(inputs["size"]).T[:, :, None, None, None]
+    return (jnp.arange(shape[2])[:, None] < height) & (jnp.arange(shape[3]) < width)
 
 
 def _rows(clip, frames, mean, area, point):

@@ -54,12 +54,15 @@ class Output(NamedTuple):
       sound.
     gate: (M, h, w, heads, 1) float32, how much each pixel hears; None for the other fusions.
     region: OCR's region logits (N, h, w, K) float32, or None.
+    visual: (N, h, w, D), the features before any sound. heard: (M, D) float32, the sounds'; None without sound.
     """
 
     logits: jax.Array
     fused: jax.Array | None
     gate: jax.Array | None
     region: jax.Array | None
+    visual: jax.Array
+    heard: jax.Array | None
 
 
 class Network(nn.Module):
@@ -93,7 +96,7 @@ class Network(nn.Module):
         backbone = create_encoder(self.backbone, **dict(self.backbone_options), dtype=self.dtype)
         with canvas.on(shape, sizes):
             x, region = self._features(backbone.copy(name="encoder")(images, train), train)
-        fused = gate = None
+        visual, heard, fused, gate = x, None, None, None
         if self.fusion != "none":
             audio = create_encoder(self.audio_encoder, **dict(self.audio_options), features=x.shape[-1])
             heard = audio.copy(name="audio")(sounds, train)
@@ -101,7 +104,7 @@ class Network(nn.Module):
             fused = x
         with canvas.on(shape, sizes):
             logits = self._head()(x.astype(self.dtype), train)[: images.shape[0]]  # only true pairs are supervised
-            return Output(Resize(aligned=False)(logits, shape), fused, gate, region)
+            return Output(Resize(aligned=False)(logits, shape), fused, gate, region, visual, heard)
 
     @property
     def width(self) -> int:
@@ -315,6 +318,15 @@ def _method(network: Network, options: dict) -> Method:
             return {}
         return {"gate": gate.mean(-2).reshape(*np.shape(batch["frames"])[:2], *gate.shape[1:3], -1)}
 
+    def features(variables, batch):
+        output = run(variables, batch)
+
+        def by_frame(**found):
+            shape = np.shape(batch["frames"])[:2]
+            return {name: x.reshape(*shape, *x.shape[1:]) for name, x in found.items() if x is not None}
+
+        return {"visual": by_frame(image=output.visual, fused=output.fused), "audio": by_frame(embedding=output.heard)}
+
     return Method(
         name="cavp",
         options=options,
@@ -326,6 +338,7 @@ def _method(network: Network, options: dict) -> Method:
         param_groups=param_groups,
         torch_keys=torch_table(network),
         attention=attention if network.fusion == "attention" else None,
+        features=features,
         paired=paired,
     )
 
