@@ -137,7 +137,7 @@ def create(
       attention: "einsum" or "dot_product", `jax.nn.dot_product_attention`; the same up to rounding.
       pixel_options: options of the pixel decoder of its own.
       frozen_norm: a ResNet's BatchNorms keep their statistics and affine parameters: for encoders that come pretrained.
-      freeze_encoder: train no part of the image encoder.
+      freeze_encoder: train no part of the image encoder, statistics included.
       train_audio: train VGGish too; frozen otherwise.
       width, depths: of the ResNet's stem, the PVT's heads or Swin's first stage; Swin's blocks. None = published.
       audio_width, audio_hidden: VGGish's first convolution and hidden layers.

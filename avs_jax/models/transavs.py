@@ -64,11 +64,12 @@ class Network(nn.Module):
 
     def _look(self, images, train):
         encoder = create_encoder(self.backbone, **dict(self.encoder_options), dtype=self.dtype).copy(name="encoder")
+        learns = train and not self.freeze_encoder  # frozen, it drops nothing and its statistics stay
 
         def encode(encoder, images):
-            return encoder(images, train)
+            return encoder(images, learns)
 
-        if self.remat and train and not self.backbone.startswith("swin"):  # Swin does so block by block
+        if self.remat and learns and not self.backbone.startswith("swin"):  # Swin does so block by block
             encode = nn.remat(encode, policy=_products)
         maps = encode(encoder, images)
         if self.freeze_encoder:
