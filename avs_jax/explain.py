@@ -51,8 +51,9 @@ def attention(
       data: options of the data set to change.
       output: the PNG; <workdir>/pictures/attention_<split>.png if None. The JSON lies beside it.
     Returns:
-      What the JSON holds: for each clip and stage the bound of its colours and the AUC of the truth by the attention
-      (`avs_jax.explanation.space.ranking`); "auc": stage -> the mean of the clips'. And the two files' paths.
+      What the JSON holds: for each clip and stage the bounds of its colours (low: null where zero has none) and the
+      AUC of the truth by the attention (`avs_jax.explanation.space.ranking`); "auc": stage -> the mean of the clips'.
+      And the two files' paths.
     Raises:
       InputError: no such run, clip or stage, or a method without attention between pixels and sounds.
     """
@@ -68,7 +69,7 @@ def attention(
     title = f"{run.workdir.name}: audio-visual attention of {run.method.name}, split '{split}'"
     drawing.attention_picture(path, views, attended, title=title)
     rows = [
-        {"id": view.id, "stages": {k: {"bound": a.bound, "auc": a.auc} for k, a in found.items()}}
+        {"id": view.id, "stages": {k: {"low": a.low, "bound": a.bound, "auc": a.auc} for k, a in found.items()}}
         for view, found in zip(views, attended, strict=True)
     ]
     means = {name: _mean([found[name].auc for found in attended]) for name in attended[0]}

@@ -15,7 +15,7 @@ from toy import VARIABLES, ToySource, toy_method
 from avs_jax import config as configs
 from avs_jax import explain, pictures
 from avs_jax.errors import InputError
-from avs_jax.explanation import clusters, drawing, space
+from avs_jax.explanation import clusters, drawing, features, space
 from avs_jax.explanation.features import masked_features
 from avs_jax.explanation.inputs import choose_clips, open_run, pick_stages
 from avs_jax.training import build
@@ -201,8 +201,8 @@ def test_names_of_clusters():
     found = {(clip, t): int(t == 4) for clip in range(4) for t in range(5)}
     assert clusters.cluster_names(source, found, "frame") == ["1: bell 75%, 16 frames", "2: drum 100%, 4 frames"]
     whole = {(clip, 0): int(clip == 3) for clip in range(4)}
-    assert clusters.cluster_names(source, whole, "clip") == ["1: bell 100%, 3 clips", "2: silence 100%, 1 clips"]
-    assert clusters.cluster_names(ToySource(clips=4), whole, "clip") == ["1: 3 clips", "2: 1 clips"]
+    assert clusters.cluster_names(source, whole, "clip") == ["1: bell 100%, 3 clips", "2: silence 100%, 1 clip"]
+    assert clusters.cluster_names(ToySource(clips=4), whole, "clip") == ["1: 3 clips", "2: 1 clip"]
 
 
 @pytest.mark.parametrize(
@@ -212,6 +212,8 @@ def test_number_of_clusters(source, expected):
     heard = {(clip, t): np.random.default_rng([clip, t]).normal(size=3) for clip in range(8) for t in range(5)}
     assert len(set(clusters.cluster_sounds(heard, source, 0, 0).values())) == expected
     assert len(set(clusters.cluster_sounds(heard, source, 5, 0).values())) == 5
+    few = dict(list(heard.items())[:4])
+    assert len(set(clusters.cluster_sounds(few, source, 0, 0).values())) == 2  # not one cluster for each sound
 
 
 # ------------------------------------------------------------------------------------------------ commands
@@ -363,6 +365,26 @@ def test_method_that_shows_nothing(tmp_path, monkeypatch):
         explain.attention(tmp_path)
     with pytest.raises(InputError, match=r"features.*none in 'toy'"):
         explain.tsne([tmp_path])
+
+
+def test_a_gate_is_drawn_between_its_own_bounds(tmp_path):
+    gate = drawing.Attended(np.linspace(0.5, 0.6, 400).reshape(1, 20, 20), 0.7)
+    assert gate.low == pytest.approx(0.501, abs=1e-3) and gate.bound == pytest.approx(0.599, abs=1e-3)
+    assert gate.strength()[0, 0, 0] < 0.01 and gate.strength()[0, -1, -1] > 0.99
+    signed = drawing.Attended(gate.values - 0.55, 0.7)
+    assert signed.low is None and signed.strength()[0, 0, 0] == pytest.approx(-1, abs=0.05)
+    frames, truth = np.zeros((1, 16, 16, 3), np.uint8), np.zeros((1, 16, 16), np.uint8)
+    view = pictures.View("a", frames, truth, [pictures.Heard("own sound", truth)])
+    assert drawing._attention_row(view, "gate", gate).label == "gate\n0.5 to 0.6"
+    assert drawing._attention_row(view, "stage4", signed).label.startswith("stage 4\n±")
+    assert pixels(drawing.attention_picture(tmp_path / "x.png", [view], [{"gate": gate}])).std() > 5
+
+
+def test_predicted_masks_end_where_the_picture_does():
+    batch = {"size": np.array([[3, 5], [4, 2]], np.int32)}
+    found = np.broadcast_to(features._pictures(batch, (2, 1, 4, 6)), (2, 1, 4, 6))
+    assert found.sum() == 15 + 8 and found[0, 0, 2, 4] and found[1, 0, 3, 1] and not found[1, 0, 0, 2]
+    assert features._pictures({}, (2, 1, 4, 6)) is True
 
 
 def test_attention_must_fit_its_clip(tmp_path):

@@ -30,11 +30,12 @@ def hearing_run(runs: Sequence[Run], heard: Sequence[Mapping | None], audio: str
 def cluster_sounds(sounds: Mapping, source, clusters: int, seed: int) -> dict:
     """{(clip, frame): cluster} of {(clip, frame): audio features (D,)}.
 
-    clusters: 0: as many as the source has classes without background, or names for sounds, at most 20; else 7.
+    clusters: 0: as many as the source has classes without background, or names for sounds, at most 20; else 7. In any
+      case at most one for every two sounds.
     """
     if not clusters:
         classes = len(source.class_names) - 1 if len(source.class_names) > 2 else 0
-        clusters = min(classes or len(getattr(source, "sound_names", ())) or UNKNOWN, MOST)
+        clusters = min(classes or len(getattr(source, "sound_names", ())) or UNKNOWN, MOST, max(1, len(sounds) // 2))
     found = cluster(np.stack(list(sounds.values())), clusters, seed)
     return dict(zip(sounds, map(int, found), strict=True))
 
@@ -50,5 +51,5 @@ def cluster_names(source, clusters: Mapping, point: str) -> list[str]:
     for k, names in sorted(members.items()):
         ((text, count),) = collections.Counter(names).most_common(1)
         known = "" if text is None else f"{text or 'silence'} {count / len(names):.0%}, "
-        out.append(f"{k + 1}: {known}{len(names)} {point}s")
+        out.append(f"{k + 1}: {known}{len(names)} {point}{'s' * (len(names) > 1)}")
     return out

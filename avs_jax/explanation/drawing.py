@@ -15,14 +15,16 @@ MARKERS = "o^sDvPX*"
 ROBUST = 99  # percent: what is stronger has the full colour
 NOTE = (
     "Attention of pixels to sounds, summed over the clip's sounds. White: outline of the truth.\n"
-    "± is the value that 99 % of a stage's pixels stay within: its full colours. The sign is the network's own.\n"
+    "± is the value that 99 % of a map's pixels stay within: its full colours. The sign is the network's own.\n"
+    "A map that is never negative, as a gate's is, goes from its low values (dark) to its high ones (orange).\n"
     "AUC: how often a sounding pixel has more than a silent one. 0.5 tells nothing; 0 tells as much as 1."
 )
 MOST = 60  # clips in a picture
 
 
 class Attended(NamedTuple):
-    """A clip's attention at one stage: values (T, h, w) of either sign; auc: of the truth by the values, or NaN."""
+    """A clip's attention at one stage: values (T, h, w) of either sign, or of none; auc: of the truth by the values, or
+    NaN."""
 
     values: np.ndarray
     auc: float
@@ -31,6 +33,16 @@ class Attended(NamedTuple):
     def bound(self) -> float:
         """What the full colours stand for."""
         return max(float(np.percentile(np.abs(self.values), ROBUST)), 1e-12)
+
+    @property
+    def low(self) -> float | None:
+        """What no colour stands for, where no value is negative and zero may be far away; None elsewhere: zero."""
+        return float(np.percentile(self.values, 100 - ROBUST)) if (self.values >= 0).all() else None
+
+    def strength(self) -> np.ndarray:
+        """The values as `avs_jax.pictures.heat` draws them."""
+        low = self.low or 0.0
+        return (self.values - low) / max(self.bound - low, 1e-12)
 
 
 def attention_picture(
@@ -59,25 +71,33 @@ def attention_picture(
         *above, prediction = pictures.clip_rows(view)
         blocks.append((view.id, [*above, *(_attention_row(view, *item) for item in stages.items()), prediction]))
     ramp = np.broadcast_to(np.linspace(-1, 1, 256), (24, 256))
-    key = ("negative", pictures.heat(np.full((24, 256, 3), 128, np.uint8), ramp), "positive")
+    if all(a.low is not None for stages in attended for a in stages.values()):
+        ramp = (ramp + 1) / 2
+    ends = ("negative", "positive") if ramp.min() < 0 else ("low", "high")
+    key = (ends[0], pictures.heat(np.full((24, 256, 3), 128, np.uint8), ramp), ends[1])
     frames = max(len(view.frames) for view in views)
     return pictures.block_picture(path, blocks, frames=frames, title=title, note=NOTE, columns=columns, key=key)
 
 
 def _attention_row(view, name, attended):
-    values, bound = attended.values, attended.bound
+    values, bound, low = attended.values, attended.bound, attended.low
     if values.ndim != 3 or len(values) != len(view.frames):
         raise InputError(f"attention map '{name}' of clip '{view.id}'", expected=f"({len(view.frames)}, h, w)",
                          found=str(values.shape))  # fmt: skip
     high, wide = view.truth.shape[1:]
     scale = max(1, pictures.THUMBNAIL // max(high, wide))
-    smooth = pictures.spread(values / bound, (high * scale, wide * scale))
+    smooth = pictures.spread(attended.strength(), (high * scale, wide * scale))
     images = [
         pictures.heat(pictures.enlarge(frame, scale), strength, pictures.enlarge(mask, scale))
         for frame, strength, mask in zip(pictures.rgb(view.frames), smooth, view.truth, strict=True)
     ]
     score = "" if np.isnan(attended.auc) else f"AUC\n{attended.auc:.2f}"
-    return pictures.Row(f"{words(name)}\n± {float(f'{bound:.2g}'):g}", pictures.strip(images), score=score)
+    span = f"± {_short(bound)}" if low is None else f"{_short(low)} to {_short(bound)}"
+    return pictures.Row(f"{words(name)}\n{span}", pictures.strip(images), score=score)
+
+
+def _short(value):
+    return f"{float(f'{value:.2g}'):g}"
 
 
 def words(name: str) -> str:
