@@ -17,7 +17,7 @@ METHODS = {  # the run; on Salient mIoU and F; on Single+ FDR, mIoU and F1; mill
 }
 PARAMETERS = (
     "Parameters are those of the networks of the Single+ columns, TPAVI's frozen VGGish among them, norms' statistics "
-    "not. The paper's count of CAVP takes in 5 M that its code holds and never uses."
+    "not. The paper's counts take in what the public codes hold and never use: 23 M of TPAVI's and 5 M of CAVP's."
 )
 NO_SALIENT = "AVSBench-Salient, whose masks are binary, has no column here."
 PROTOCOL = (
