@@ -21,6 +21,7 @@ from avs_jax.models.encoders import create_encoder
 from avs_jax.models.initialise import initialise
 from avs_jax.models.query_decoder import Style
 from avs_jax.train import train
+from avs_jax.training import build
 
 ROOT = Path(__file__).parent.parent
 SMALL = {"backbone": "resnet10", "width": 4, "num_queries": 8, "dim": 16, "heads": 4, "ffn": 8, "encoder_layers": 1,
@@ -446,6 +447,7 @@ def test_recipe():
     assert c.method.num_queries == 100 and c.method.delta2 == (0.6, 0.6) and "22k" in c.pretrained.encoder
     c.steps = 500
     assert c.to_dict()["method"]["max_iter"] == 500
+    assert build.identity(c) == build.identity(recipe("setting=s4,backbone=swin_b,queries=100,delta2=fixed")), "longer"
     assert recipe("setting=vpo_ss").data.source == "vpo"
     with pytest.raises(InputError, match="dataset"):
         recipe("setting=s4,dataset=vpo")

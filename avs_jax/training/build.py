@@ -81,7 +81,9 @@ def identity(config) -> dict:
     Its length, its logging, evaluation and loading may change, and so may the folder its data lie in.
     """
     sections = ("seed", "batch_size", "precision", "method", "optimizer", "tagging")
-    return {k: v for k, v in config.to_dict().items() if k in sections}
+    found = {k: v for k, v in config.to_dict().items() if k in sections}
+    found["method"].pop("max_iter", None)  # TransAVS's name for the run's length, over which its thresholds rise
+    return found
 
 
 def save_config(config, workdir: Path) -> None:
