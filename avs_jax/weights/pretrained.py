@@ -84,8 +84,8 @@ def _load_part(method, variables, path: Path, part: str) -> dict:
 
 
 def _published(method, part: str):
-    """What is published of a method's part: a `torch_keys.Published`, or None."""
-    own = table_of(method).parts.get(part)
+    """What is published of a method's part: a `torch_keys.Published`, or None, as for a method of one's own."""
+    own = method.torch_keys.parts.get(part) if method.torch_keys else None
     return own.published if own else None
 
 
