@@ -47,8 +47,9 @@ def to_json(table: Table, setup: Setup, done: Done) -> dict:
         found = answer(cell, done)
         cells.append({
             "row": row, "column": column, "figure": cell.figure, "paper": cell.paper,
-            "run": cell.run.name if cell.run else None, "ours": found.value if found else None,
-            "interval": [found.low, found.high] if found else None, "seeds": found.seeds if found else 0,
+            "run": cell.run.name if cell.run else None, "ours": _finite(found.value) if found else None,
+            "interval": [_finite(found.low), _finite(found.high)] if found else None,
+            "seeds": found.seeds if found else 0,
             "difference": _difference_json(table, row, column, cell, done),
         })  # fmt: skip
     runs = [
@@ -65,7 +66,13 @@ def to_json(table: Table, setup: Setup, done: Done) -> dict:
 def _difference_json(table: Table, row: str, column: str, cell: Cell, done: Done) -> dict | None:
     base = table.base(row)
     found = difference(cell, table.rows[base][list(table.columns).index(column)], done) if base else None
-    return found and {"to": base, "ours": found.value, "interval": [found.low, found.high]}
+    ends = [_finite(found.low), _finite(found.high)] if found else []
+    return found and {"to": base, "ours": _finite(found.value), "interval": ends}
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
 
 
 def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
@@ -73,14 +80,15 @@ def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
     from avs_jax import pictures
 
     parts = list(table.parts())
-    width = max(2.5 + 2.7 * max(map(len, parts)), 7)
+    across = max(map(len, parts))
+    width = max(2.5 + 2.7 * across, 7)
     height = 1.2 + len(parts) * (0.4 + 0.42 * len(table.rows))
     figure = pictures.new_figure(width, height)
     figure.suptitle(textwrap.fill(table.title, int(9 * width)), fontsize=12, weight="bold")
     for line, part in enumerate(parts):
         shared = None
         for place, n in enumerate(part):
-            shared = figure.add_subplot(len(parts), len(part), line * len(part) + place + 1, sharey=shared)
+            shared = figure.add_subplot(len(parts), across, line * across + place + 1, sharey=shared)
             _draw_column(shared, table, n, done)
             shared.tick_params(axis="y", labelleft=place == 0, length=0)
     entries = [shared.plot([], [], "o", color=PAPER, markerfacecolor="white", markersize=7)[0],
@@ -203,9 +211,12 @@ def _paper_sides(table: Table, test: Comparison, n: int) -> list[Moments] | None
 
 
 def _our_sides(table: Table, test: Comparison, n: int, done: Done) -> list[Moments] | None:
-    """Mean and deviation over seeds of the two rows' figures; None where one has fewer than two."""
+    """Mean and deviation over seeds of the two rows' figures; None where one has fewer than two, or one undefined."""
     sides = [list(values(table.rows[row][n], done).values()) for row in test[:2]]
-    if any(len(side) < 2 for side in sides) or _column(table, n).figure == "parameters":
+    if (
+        any(len(side) < 2 or not all(map(math.isfinite, side)) for side in sides)
+        or _column(table, n).figure == "parameters"
+    ):
         return None
     return [moments(side) for side in sides]
 
@@ -222,8 +233,8 @@ def _comparison_json(table: Table, test: Comparison, n: int, done: Done) -> dict
         return None
     z, p = _tested(table, n, sides)
     means = {"better": sides[0]._asdict(), "worse": sides[1]._asdict()}
-    return {"better": test.better, "worse": test.worse, "column": table.columns[n], "ours": means, "p": p,
-            "z": z if math.isfinite(z) else None}  # fmt: skip
+    return {"better": test.better, "worse": test.worse, "column": table.columns[n], "ours": means,
+            "z": _finite(z), "p": _finite(p)}  # fmt: skip
 
 
 def _column(table: Table, n: int) -> Cell:
@@ -269,7 +280,8 @@ def _notes(table: Table, setup: Setup) -> list[str]:
 
 def _run_lines(table: Table, done: Done) -> list[str]:
     shown = [FIGURES[name] for name in table.figures() if name != "parameters"]
-    if not any(figure.pooled for figure in shown):
+    mixed = any(figure.pooled for figure in shown)
+    if not mixed:
         shown = [FIGURES["miou"], FIGURES["fscore"]]
     heads = ["run", "starts from", "seed", "steps", "parameters", *(figure.head for figure in shown), "audio gain, %"]
     lines = [_row([*heads, "folder"]), _row(["---", "---"] + ["---:"] * (len(heads) - 2) + ["---"])]
@@ -277,17 +289,16 @@ def _run_lines(table: Table, done: Done) -> list[str]:
         for job, state in jobs:
             figures = [""] * (len(shown) + 2)
             if state.kind == "done":
-                r = state.result
-                several = "confusions" in r  # a binary run's figure of that name would be of all pixels together
-                figures = [f"{r['parameters'] / 1e6:.2f} M",
-                           *(_with_interval(r, f.key, f.factor, f.digits) if several or not f.pooled else "-"
-                             for f in shown),
-                           _with_interval(r, "audio_gain")]  # fmt: skip
+                r = state.result  # figures of that name are other ones in binary runs
+                fits = [not mixed or figure.pooled == ("confusions" in r) for figure in shown]
+                several = [_with_interval(r, f.key, f.factor, f.digits) if fit else "-" for f, fit in
+                           zip(shown, fits, strict=True)]  # fmt: skip
+                figures = [f"{r['parameters'] / 1e6:.2f} M", *several, _with_interval(r, "audio_gain")]
             steps = str(state.step) if state.kind == "done" else str(state).replace("|", "/")
             start = run.start.name if run.start else ""
             lines.append(_row([run.name, start, str(job.seed), steps, *figures, f"`{job.folder}`"]))
-    gain = "Audio gain: mIoU with the clips' own sound minus that with another clip's."
-    return [*lines, "", gain]
+    gain = "Audio gain: mIoU with the clips' own sound minus that with another clip's"
+    return [*lines, "", gain + (", by frames, as AVSBench's protocol has it." if mixed else ".")]
 
 
 def _with_interval(result, name: str, factor: float = 100, digits: int = 1) -> str:

@@ -343,6 +343,7 @@ def test_each_row_has_a_baseline_of_its_own_and_wide_tables_have_parts(tmp_path)
     assert "FDR (lower is better) and F1 in percent, on 2 test clips" in text
     with Image.open(report.picture(made, TINY, done, tmp_path / "t.png")) as image:
         assert min(image.size) > 200
+    assert "| FDR, % | F1, % | audio gain, % |" in text
     with pytest.raises(ValueError, match="blocks of 3 columns for 2"):
         two_rows(blocks=(1, 2))
 
