@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import json
 import shutil
+import types
 from pathlib import Path
 
 import jax
@@ -102,6 +103,26 @@ def test_attention_as_defined_both_ways():
         want = np.einsum("fhnp,fphc->fnhc", weights, v)
         for how in query_decoder.ATTENTIONS:
             np.testing.assert_allclose(query_decoder.attend(q, k, v, allowed, how), want, atol=1e-5)
+
+
+def test_cudnns_kernel_is_asked_for_only_where_it_runs(monkeypatch):
+    asked, device = [], types.SimpleNamespace(client=types.SimpleNamespace(platform_version="cuda 13"))
+
+    def implementation(dtype=jnp.bfloat16, n=6, p=8, c=16, mask=None, capability="8.0", how="cudnn"):
+        device.compute_capability = capability
+        q, k = jnp.zeros((2, n, 1, c), dtype), jnp.zeros((2, p, 1, c), dtype)
+        query_decoder.attend(q, k, k, mask, how)
+        return asked.pop()
+
+    assert not query_decoder._cudnn_runs(*[jnp.zeros((2, 6, 1, 16), jnp.bfloat16)] * 2)  # on a CPU
+    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **options: asked.append(options["implementation"]))
+    monkeypatch.setattr(jax, "devices", lambda: [device])
+    assert implementation() == implementation(jnp.float16, capability="9.0", c=128) == "cudnn"
+    for no in (dict(dtype=jnp.float32), dict(c=12), dict(c=256), dict(n=5), dict(p=49), dict(capability="7.5"),
+               dict(mask=jnp.ones((2, 6, 8), bool)), dict(how="dot_product")):  # fmt: skip
+        assert implementation(**no) == "xla", no
+    device.client.platform_version = "rocm 7"
+    assert implementation(capability="gfx90a") == "xla"
 
 
 def test_literal_layers_are_equations_3_and_6():

@@ -134,7 +134,7 @@ def create(
       decoder_self_attention: queries see each other in the decoder too, between cross-attention and FFN.
       literal_attention: layers to the letter of equations 2 to 6: single-head attention with a residual sum, no FFN, no
         norm, no self-attention in the decoder.
-      attention: "einsum" or "dot_product", `jax.nn.dot_product_attention`; the same up to rounding.
+      attention: "einsum", "dot_product" or "cudnn", the same up to rounding, see `query_decoder.attend`.
       pixel_options: options of the pixel decoder of its own.
       frozen_norm: a ResNet's BatchNorms keep their statistics and affine parameters: for encoders that come pretrained.
       freeze_encoder: train no part of the image encoder, statistics included.

@@ -18,7 +18,7 @@ from avs_jax.models.positions import sine_positions
 from avs_jax.models.unfused import unfused
 
 QUERY_INITS = ("frame", "clip", "shared")
-ATTENTIONS = ("einsum", "dot_product")
+ATTENTIONS = ("einsum", "dot_product", "cudnn")
 ROUND_ROBINS = ("coarse_first", "paper")
 LEVELS = 3  # that the decoder looks at: strides 32, 16, 8
 
@@ -43,11 +43,24 @@ def attention_weights(q, k, mask=None):
 def attend(q, k, v, mask=None, how: str = "einsum"):
     """Values (F, P, heads, c) as the queries mix them, (F, N, heads, c); other arguments as `attention_weights`.
 
-    how: "einsum", or "dot_product": `jax.nn.dot_product_attention`, the same up to rounding.
+    how: "einsum"; "dot_product": `jax.nn.dot_product_attention`; "cudnn": the latter by cuDNN's kernel, which never
+    writes the weights down, where that can run, else in XLA's form. The same up to rounding.
     """
-    if how == "dot_product":
-        return jax.nn.dot_product_attention(q, k, v, mask=None if mask is None else mask[:, None])
-    return jnp.einsum("fhnp,fphc->fnhc", attention_weights(q, k, mask).astype(v.dtype), v)
+    if how == "einsum":
+        return jnp.einsum("fhnp,fphc->fnhc", attention_weights(q, k, mask).astype(v.dtype), v)
+    kernel = "cudnn" if how == "cudnn" and mask is None and _cudnn_runs(q, k) else "xla"
+    mask = None if mask is None else mask[:, None]
+    return jax.nn.dot_product_attention(q, k, v, mask=mask, implementation=kernel)
+
+
+def _cudnn_runs(q, k) -> bool:
+    """The one place where the kernel is chosen: NVIDIA's GPUs from Ampere on have it, in half precision, for heads of
+    up to 128 channels, a multiple of 8. JAX refuses odd lengths in training."""
+    channels, lengths = q.shape[-1], (q.shape[1], k.shape[1])
+    if q.dtype not in (jnp.bfloat16, jnp.float16) or channels % 8 or channels > 128 or any(n % 2 for n in lengths):
+        return False
+    device = jax.devices()[0]
+    return "cuda" in device.client.platform_version and float(device.compute_capability) >= 8
 
 
 class Style(NamedTuple):
