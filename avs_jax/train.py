@@ -47,6 +47,7 @@ def train(config, workdir) -> Result:
     workdir = Path(workdir).expanduser().resolve()
     method = build.build_method(config)
     source = build.build_source(config, "train")
+    build.check_classes(method, source)
     layout = sharding.layout(config.batch_size)
     total = build.total_steps(config, len(source))
     order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict(),

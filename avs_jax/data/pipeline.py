@@ -73,7 +73,7 @@ def _local(batch_size: int, process_index: int, process_count: int) -> int:
 
 def _stack(clips) -> Batch:
     """Clips stacked field by field; a clip of another size than its neighbours is an error that names both."""
-    first = clips[0]
+    first, hint = clips[0], "For pictures of many sizes set augment.crop to train, a batch of 1 to evaluate."
     for clip in clips[1:]:
         for field in first | clip:
             found, expected = (str(np.shape(c[field])) if field in c else "no such field" for c in (clip, first))
@@ -82,6 +82,7 @@ def _stack(clips) -> Batch:
                     f"clip at position {int(clip['index'])} of the source, field '{field}'",
                     found=found,
                     expected=f"{expected}, as the clip at position {int(first['index'])}",
+                    hint=hint if field in ("frames", "labels") else "",
                 )
     return {field: np.stack([clip[field] for clip in clips]) for field in first}
 

@@ -276,6 +276,8 @@ def _method(network: Network, options: dict) -> Method:
         del step  # nothing here is scheduled
         images, sounds = inputs_of(batch, network)
         labels, mask = _images(jnp.asarray(batch["labels"])), _images(training_mask(batch))
+        if binary:  # what sounds, whatever its class
+            labels = jnp.minimum(labels, 1)
         drop, draw = (None, None) if rng is None else jax.random.split(rng)
         if paired:
             others, match = pairs_of(batch, network)
@@ -421,7 +423,9 @@ def _sound(batch, field, network):
     audio, (b, t) = jnp.asarray(batch[field]), np.shape(batch["frames"])[:2]
     stereo = dict(network.audio_options).get("input_channels") == 2
     if audio.ndim != 3 + stereo or audio.shape[:-1] != (b, t, 2)[: 2 + stereo]:
-        fail(field, f"({b}, {t}, " + "2, " * stereo + "samples)", str(audio.shape))
+        expected = f"({b}, {t}, " + "2, " * stereo + "samples)"
+        hint = f"method.audio_channels is {1 + stereo}; data.stereo=True gives two channels, False one."
+        raise InputError(f"batch field '{field}'", expected=expected, found=str(audio.shape), hint=hint)
     return audio
 
 

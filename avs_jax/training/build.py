@@ -49,6 +49,18 @@ def build_source(config, split: str):
     return source
 
 
+def check_classes(method, source) -> None:
+    """Refuses data whose classes are not the method's. A binary method takes any: what sounds, sounds.
+
+    Raises:
+      InputError: they are not.
+    """
+    found, classes = len(source.class_names), max(method.num_classes, 2)
+    if found != classes and (method.num_classes > 1 or method.paired):
+        raise InputError("method.num_classes", expected=f"{found}, the classes of the data set with background",
+                         found=str(classes), hint="method.setting and data.setting should go together.")  # fmt: skip
+
+
 def cached(config, source):
     """The source, kept in memory where the `loader` section says so."""
     return Cached(source) if config.loader.cache else source
@@ -60,7 +72,9 @@ def pairing(config, method, source) -> Pairing | None:
     Raises:
       InputError: an option out of its range.
     """
-    return Pairing(class_table(source), config.seed, **config.pairing) if method.paired else None
+    if not method.paired:
+        return None
+    return Pairing(class_table(source), config.seed, binary=len(source.class_names) == 2, **config.pairing)
 
 
 def total_steps(config, clips: int) -> int:

@@ -43,7 +43,8 @@ def learning_rate(config, total_steps: int) -> Callable:
                          hint=nearest(config.schedule, SCHEDULES))  # fmt: skip
     if not 0 <= config.warmup_steps < max(total_steps, 1):
         raise InputError("optimizer.warmup_steps", expected=f"0 <= warmup_steps < steps ({total_steps})",
-                         found=str(config.warmup_steps))  # fmt: skip
+                         found=str(config.warmup_steps),
+                         hint="For a run this short add --config.optimizer.warmup_steps=0.")  # fmt: skip
     base, warmup, final = config.lr, config.warmup_steps, config.final_scale
     kind, power = config.schedule, config.poly_power
 
