@@ -16,6 +16,7 @@ Arguments after the colon (default first):
     rate=0.5                            share of the mismatched pairs turned into matches, as in table 5
     recipe=paper|code                   what paper and public code do otherwise, see `_public_code`
     stereo=False                        two channels, sounds where their objects are (VPO)
+    fold_person=False                   VPO with one class person for male, female and baby: 19 classes
     pretrained=public|none              ImageNet's and, where VGGish hears, AudioSet's files
     seed=666
 """
@@ -27,6 +28,7 @@ from avs_jax import config
 CLIPS = {"vpo_ss": 11312, "vpo_ms": 8380, "vpo_msmi": 8380, "single_plus": 3452, "salient": 3452, "avs_m": 3452,
          "avss": 8498}  # fmt: skip
 SYNTHETIC_CLIPS, SYNTHETIC_CLASSES = 3000, 9
+FOLDED_CLASSES = 20
 BATCH = 16
 SCALES = {"vpo": (0.5, 0.75, 1.0, 1.25, 1.5, 1.75, 2.0), "avsbench": (0.5, 0.75, 1.0)}
 ENCODERS = {  # ImageNet's files: ResNets of the deep-stem kind; HRNet trained with SSLD, as the public code's
@@ -40,7 +42,7 @@ AUDIO = {"vpo": "resnet18-f37072fd.pth", "avsbench": "vggish-10086976.pth"}  # I
 def get_config(arg=None):
     a = config.parse_arg(arg, setting="vpo_ss", architecture="deeplab", backbone="auto", dataset="benchmark",
                          root="data", scale="full", fusion="attention", gate="sigmoid", contrastive=1.0, rate=0.5,
-                         recipe="paper", stereo=False, pretrained="public", seed=666)  # fmt: skip
+                         recipe="paper", stereo=False, fold_person=False, pretrained="public", seed=666)  # fmt: skip
     config.one_of("setting", a.setting, CLIPS)
     config.one_of("architecture", a.architecture, ("deeplab", "hrnet", "ocr"))
     config.one_of("backbone", a.backbone, ("auto", *ENCODERS))
@@ -66,9 +68,10 @@ def get_config(arg=None):
     if a.dataset == "benchmark":
         _benchmark(c, a, family)
     else:
-        c.data.update(source="synthetic", setting="semantic", image_size=224, difficulty="easy", still=True,
-                      front_end="waveform", seconds=3.0 if family == "vpo" else 1.0)  # fmt: skip
-        c.method.num_classes = SYNTHETIC_CLASSES
+        binary = c.method.setting == "salient"
+        c.data.update(source="synthetic", setting="multi" if binary else "semantic", image_size=224, difficulty="easy",
+                      still=True, front_end="waveform", seconds=3.0 if family == "vpo" else 1.0)  # fmt: skip
+        c.method.num_classes = 2 if binary else SYNTHETIC_CLASSES
     if a.pretrained == "public":
         c.pretrained.update(encoder=ENCODERS[backbone], audio=AUDIO[family] if a.fusion != "none" else "")
 
@@ -80,7 +83,7 @@ def get_config(arg=None):
     if family == "vpo":
         c.augment.update(color=0.5, hue=0.25)
 
-    # Norms' scales and biases do not decay in the encoder and the segmentation part (avs_jax.methods.cavp.param_groups).
+    # In the encoder and the segmentation part norms' scales and all biases do not decay (`cavp.param_groups`).
     # Paper: SGD, 1e-3, poly 0.9. Code only: ten times the rate for the segmentation part; the rate is set after each
     # step, so that the second step still has the first one's, and is at least 1e-8.
     c.optimizer.update(name="sgd", lr=1e-3, momentum=0.9, weight_decay=5e-4, schedule="poly", poly_power=0.9,
@@ -90,9 +93,9 @@ def get_config(arg=None):
         _public_code(c, a, family)
 
     # The code looks at the test set every 5 epochs, then every epoch, and keeps the best: a selection on test data.
-    # Report the latest checkpoint (`evaluate --checkpoint=latest`), or a best one of a split that is not the test's.
+    # Report the latest checkpoint (`evaluate --checkpoint=latest`); the evaluations on the way are for the eye.
     epoch = math.ceil((CLIPS[a.setting] if a.dataset == "benchmark" else SYNTHETIC_CLIPS) / BATCH)
-    c.eval.update(every_steps=5 * epoch, batch_size=1)
+    c.eval.update(every_steps=20 * epoch, batch_size=1)
     c.eval.best = "miou" if c.method.setting == "salient" else "miou_all_classes"
     c.checkpoint.every_steps = epoch
     if a.scale == "tiny":
@@ -103,7 +106,10 @@ def get_config(arg=None):
 def _benchmark(c, a, family):
     """The setting's data set on disk. Pictures are tested whole and alone, at their own size, on a few canvases."""
     if family == "vpo":
-        c.data.update(source="vpo", root=a.root, setting=a.setting, stereo=a.stereo)
+        c.data.update(source="vpo", root=a.root, setting=a.setting, stereo=a.stereo, fold_person=a.fold_person,
+                      sounds="")  # fmt: skip
+        if a.fold_person:
+            c.method.num_classes = FOLDED_CLASSES
     elif a.setting == "avss":
         c.data.update(source="avsbench", root=a.root, setting="avss", image_size=224, front_end="waveform", seconds=1.0)
     else:

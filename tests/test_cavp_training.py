@@ -73,6 +73,14 @@ def test_what_needs_no_pairs_gets_none(arg):
     assert not method.paired and build.pairing(c, method, create_source("synthetic", length=2)) is None
 
 
+def test_binary_labels_are_paired_by_what_sounds():
+    c = small(",setting=salient")
+    method, source = build.build_method(c), build.build_source(c, "train")
+    assert source.class_names == ("background", "sounding") and method.num_classes == 1
+    _, match = build.pairing(c, method, source)(0, np.arange(4))
+    assert match.shape == (4, 2)
+
+
 def test_pairs_of_part_of_a_source():
     source = create_source("synthetic", setting="semantic", still=True, front_end="waveform", length=8)
     part = Subset(source, [5, 2, 7])

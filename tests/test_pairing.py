@@ -231,6 +231,29 @@ def test_cached_embeddings_cannot_be_paired(source):
         take(Embedded(10), 1, pairing=Pairing(pairing.class_table(source)))
 
 
+def test_binary_labels_stay_where_the_sound_holds_all_of_their_classes():
+    classes = np.array([[1, 1, 0, 0], [1, 0, 1, 0], [1, 1, 1, 0], [1, 0, 0, 0], [1, 1, 0, 0]], bool)
+    clips, seen = np.arange(5), set()
+    for step in range(20):
+        for rule in ("class", "exact"):
+            sounds, match = Pairing(classes, rule=rule, rate=0.0, binary=True)(step, clips)
+            assert match.shape == (5, 2) and match[:, 0].all()
+            for i, j in enumerate(sounds):
+                same = (classes[i] == classes[j]).all()
+                assert match[i, 1] == (same if rule == "exact" else not (classes[i] & ~classes[j]).any())
+                seen.add((rule, bool(match[i, 1]), bool(same)))
+    assert ("class", True, False) in seen and ("class", False, False) in seen
+
+
+def test_classes_of_binary_labels_are_those_of_the_sounds():
+    from avs_jax.data.sources import create_source
+
+    source = create_source("synthetic", setting="multi", still=True, length=6)
+    table = pairing.class_table(source)
+    assert table.shape == (6, 9) and table[:, 0].all()
+    np.testing.assert_array_equal(table[:, 1:], [source.sounds(i)[0] for i in range(6)])
+
+
 def test_identity_tells_pairings_apart(source):
     def identity(**options):
         draw = Pairing(pairing.class_table(source), **options) if options else None

@@ -87,6 +87,8 @@ class Pairing:
       seed: of the run.
       rule: "class" or "exact"; see `matches`.
       rate: share of mismatches turned into matches; see `balance`.
+      binary: labels tell only that something sounds. They stay where the sound holds all classes of the clip's own, or
+        with the rule "exact" the same ones.
     Raises:
       InputError: an unknown rule, a rate outside [0, 1], a table of another shape.
     """
@@ -95,6 +97,7 @@ class Pairing:
     seed: int = 0
     rule: str = "class"
     rate: float = 0.5
+    binary: bool = False
 
     def __post_init__(self):
         if self.rule not in RULES:
@@ -114,7 +117,7 @@ class Pairing:
           step: of the run, 0-based.
           clips: positions in the source of all processes' clips, in the batch's order.
         Returns:
-          sounds (B,) int64, positions in the source of the clips that are heard; match (B, K) bool.
+          sounds (B,) int64, positions in the source of the clips that are heard; match (B, K) bool, (B, 2) if binary.
         """
         clips = np.asarray(clips, np.int64)
         rng = np.random.default_rng((self.seed, _STREAM, step))
@@ -124,7 +127,7 @@ class Pairing:
         sounds = clips[shuffle]
         for row, label in pairs.replaced:
             sounds[row] = self._another(clips[row], label, rng)
-        return sounds, pairs.match
+        return sounds, np.stack([np.ones_like(pairs.matched), pairs.matched], 1) if self.binary else pairs.match
 
     def identity(self) -> dict:
         """What a resumed run must share, as JSON takes it."""
@@ -148,12 +151,14 @@ def class_table(source) -> np.ndarray:
     """(N, K) bool: the classes that the sound of each clip holds, column 0 (background) always.
 
     From `source.sounds(i)`, (T, C) bool of `source.sound_names`, where the source has them under the names of its
-    classes. Else from the labels, which mark what sounds: that decodes every clip once.
+    classes; with binary labels K is C + 1. Else from the labels, which mark what sounds: that decodes every clip once.
 
     Raises:
       InputError: a class that the source does not name.
     """
     names = list(source.class_names)
+    if len(names) == 2 and hasattr(source, "sounds"):
+        names = ["background", *source.sound_names]
     table = np.zeros((len(source), len(names)), bool)
     table[:, 0] = True
     known = hasattr(source, "sounds") and set(source.sound_names) <= set(names)

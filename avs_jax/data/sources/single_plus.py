@@ -121,6 +121,12 @@ class SinglePlusSource(stills.StillSource):
         label = self._row(index).label
         return stills.multi_hot([min(label, 1) if self._binary else label], len(self.class_names))
 
+    sound_names = CLASSES[1:]  # columns of `sounds`, also where labels are binary
+
+    def sounds(self, index: int) -> np.ndarray:
+        """(1, 23) bool of `sound_names`: the class that sounds in clip `index`, by the table."""
+        return stills.multi_hot([self._row(index).label], len(CLASSES))[None, 1:]
+
     def clips_of_class(self, label: int) -> np.ndarray:
         """Positions of the clips in which this class sounds, (n,) int64."""
         found = [i for i, row in enumerate(self._rows) if (min(row.label, 1) if self._binary else row.label) == label]
