@@ -163,7 +163,8 @@ class VPOSource(stills.StillSource):
         values = images.read_values(path, size)
         if not self._known[values].all():
             bad = int(values[~self._known[values]][0])
-            hint = "It was built with --fold-person: set data.fold_person=True." if bad == vpo_classes.PERSON else ""
+            folded = "It was built with --fold-person: set data.fold_person (configs/cavp.py:fold_person=true)."
+            hint = folded if bad == vpo_classes.PERSON else ""
             raise InputError(path, expected="0, 255 and the class ids of VPO", found=f"value {bad}", hint=hint)
         return self._labels[values]
 
