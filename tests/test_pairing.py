@@ -211,6 +211,30 @@ def test_resumes_exactly(source, options):
     assert_equal(whole[5:], take(pipeline.Cached(source), 4, start_step=5))
 
 
+class Panned(Sounding):
+    """In stereo: left is the clip's number, right another."""
+
+    def __getitem__(self, i):
+        clip = super().__getitem__(i)
+        return clip | {"audio": np.tile(np.float32([[[i], [-1 - i]]]), (1, 1, 5))}
+
+
+def test_only_a_clips_own_sound_follows_its_flip():
+    def pairing_of_self(step, clips):
+        heard = np.where(np.arange(len(clips)) % 2, clips, (clips + 1) % 10)  # every second one its own
+        return heard, np.ones((len(clips), 4), bool)
+
+    plain = take(Panned(10), 6, augment={"hflip": 0.0}, pairing=pairing_of_self)
+    turned = 0
+    for batch, before in zip(take(Panned(10), 6, pairing=pairing_of_self), plain, strict=True):
+        flipped = (batch["audio"] != before["audio"]).any((1, 2, 3))
+        np.testing.assert_array_equal(batch["audio"][flipped], before["audio"][flipped][:, :, ::-1])
+        np.testing.assert_array_equal(batch["audio_shuffled"][1::2], batch["audio"][1::2])
+        np.testing.assert_array_equal(batch["audio_shuffled"][::2], before["audio_shuffled"][::2])
+        turned += flipped[::2].sum() * flipped[1::2].sum()
+    assert turned > 0
+
+
 def test_processes_share_the_same_pairs(source):
     def rows(batches):
         joined = {k: np.concatenate([b[k] for b in batches]) for k in batches[0]}

@@ -6,6 +6,10 @@ resumed run has lost, and a class seen less than a batch's worth of times yields
 Here the replacement is drawn from all clips of the data set whose sound holds that class alone: the same distribution
 once the bank is full, without its first epochs, and the pairs of step t are a pure function of (seed, t). The bank's
 arithmetic is kept below for comparison.
+
+In stereo a flip of a picture swaps left and right of its own sound (p becomes 1 - p, `avs_jax.data.augment`), and of no
+other: nothing in the picture is where another clip's sound comes from, flipped or not; what such a pair says is about
+classes alone. A clip that is paired with its own sound hears it as its picture shows it: swapped where that is flipped.
 """
 
 import dataclasses

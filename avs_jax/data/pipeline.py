@@ -43,7 +43,10 @@ class _Pair:
             raise InputError("data source", expected="clips with their sound, field 'audio', to pair them with others'",
                              found="fields " + ", ".join(sorted(batch)))  # fmt: skip
         sounds, match = self.pairing(step, train_indices(len(self.source), step=step, **self.order))
-        shuffled = np.stack([np.asarray(self.source.audio(int(i)), np.float32) for i in sounds[self.part]])
+        shuffled = np.stack([
+            own if i == clip else np.asarray(self.source.audio(int(i)), np.float32)  # its own as augmented
+            for i, clip, own in zip(sounds[self.part], batch["index"], batch["audio"], strict=True)
+        ])  # fmt: skip
         return {**batch, "audio_shuffled": shuffled, "match": match[self.part]}
 
 
