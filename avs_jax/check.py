@@ -105,7 +105,8 @@ def check_splits(config, splits, threads: int = 4, progress: bool = False) -> di
     """Checks the splits that a config's `data` section describes, each set of options once.
 
     Returns:
-      split -> (number of clips, problems). A split whose table is wrong has 0 clips and one problem, with id "".
+      split -> (number of clips, problems). A split whose table is wrong has 0 clips and one problem, with id "". Splits
+      that share their clips have one entry, "eval, test".
     Raises:
       InputError: the config itself is wrong: an unknown split, source or option.
     """
@@ -113,22 +114,21 @@ def check_splits(config, splits, threads: int = 4, progress: bool = False) -> di
     from avs_jax.data.sources import create_source
 
     results: dict[str, tuple[int, list[Problem]]] = {}
-    seen: list[dict] = []
+    shared: dict[str, list[str]] = {}
     for split in splits:
         if split not in SPLITS:
             raise InputError("--split", expected=f"some of {', '.join(SPLITS)}", found=repr(split))
-        options = split_options(config, split)
-        if options in seen:  # evaluation and test may share their clips
-            continue
-        seen.append(options)
+        shared.setdefault(repr(split_options(config, split)), []).append(split)
+    for splits in shared.values():  # evaluation and test may have the same clips
+        name = ", ".join(splits)
         try:
-            source = create_source(config.data.source, **options)
+            source = create_source(config.data.source, **split_options(config, splits[0]))
         except InputError as error:
             if error.where.startswith("data."):
                 raise
-            results[split] = (0, [Problem("", error)])
+            results[name] = (0, [Problem("", error)])
             continue
-        results[split] = (len(source), check(source, threads, split if progress else None))
+        results[name] = (len(source), check(source, threads, name if progress else None))
     return results
 
 
@@ -137,7 +137,9 @@ def summary(results: dict[str, tuple[int, list[Problem]]], show: int) -> str:
     lines = []
     for split, (count, problems) in results.items():
         bad = len({problem.id for problem in problems})
-        lines.append(f"{split}: {count} clips, " + (f"{len(problems)} problems in {bad}" if problems else "all sound"))
+        several = f"{len(problems)} problem{'s' * (len(problems) > 1)} in {bad}"
+        found = f"{count} clips, {several if problems else 'no problems'}"
+        lines.append(f"{split}: {found if count or not problems else 'cannot be opened'}")
         groups: dict[str, list[Problem]] = {}
         for problem in problems:
             groups.setdefault(problem.error.expected, []).append(problem)
