@@ -230,7 +230,7 @@ def test_order_of_levels_and_prior():
         assert float(jax.nn.softmax(logits)[:-1].sum()) == pytest.approx(0.01, rel=1e-4)
 
 
-@pytest.mark.parametrize("kind", query_decoder.QUERY_INITS)
+@pytest.mark.parametrize("kind", ["frame", "clip", "shared"])
 def test_queries_from_sound(kind):
     module = query_decoder.AudioQueries(kind, 6, 8)
     audio = projected(np.random.default_rng(0), (2, 4, 128))
@@ -243,6 +243,15 @@ def test_queries_from_sound(kind):
     silent = module.apply(variables, jnp.zeros((1, 4, 128)))
     apart = np.abs(silent[0, 0][:, None] - silent[0, 0][None]).max(-1) + np.eye(6)
     assert apart.min() > 1e-3 if kind != "clip" else np.isfinite(silent).all()
+
+
+def test_learned_queries_hear_nothing():
+    module = query_decoder.AudioQueries("learned", 6, 8)
+    queries, variables = module.init_with_output(jax.random.key(0), jnp.zeros((2, 4, 0)))
+    assert queries.shape == (2, 4, 6, 8) and set(variables["params"]) == {"embedding", "norm"}
+    np.testing.assert_allclose(np.square(queries).mean(-1), 1, atol=1e-2)
+    np.testing.assert_array_equal(queries, np.broadcast_to(queries[0, 0], queries.shape))
+    assert np.linalg.matrix_rank(queries[0, 0]) == 6
 
 
 # ---- The method
@@ -351,6 +360,24 @@ def test_what_does_not_count_changes_nothing(small, small_loss):
     assert_same_gradients(others, grads)
     other["labels"][0, 0] = 1
     assert abs(small_loss(variables, other)[0][0] - value) > 1e-3
+
+
+def test_the_control_without_sound():
+    method = avs_jax.create("transavs", **{**SMALL, "encoder_layers": 0, "decoder_layers": 1}, query_init="learned")
+    variables = confident(method.init(jax.random.key(0), make_batch()))
+    assert "audio" not in variables["params"] and method.embed_audio is None
+    assert set(avs_jax.to_torch(method, variables)) >= {"queries.embedding", "encoder.conv1.weight"}
+    batch, deaf = make_batch(), make_batch()
+    del deaf["audio_embedding"]
+    state = {k: v for k, v in variables.items() if k != "params"}
+    value, (_, metrics) = jax.jit(method.loss)(variables["params"], state, deaf, jax.random.key(0), 0)
+    assert np.isfinite(value) and metrics["dice"] > 0
+    assert method.param_groups(variables["params"])["queries"]["embedding"] == "head/no_decay"
+    scores = method.predict(variables, deaf).scores
+    assert np.std(scores) > 0.01
+    batch["audio_embedding"] += 1
+    np.testing.assert_array_equal(method.predict(variables, batch).scores, scores)
+    assert method.attention(variables, deaf) == {} and method.features(variables, deaf)["audio"] == {}
 
 
 # ---- Options in company: each compiles a loss, so they come together
@@ -470,6 +497,12 @@ def test_recipe():
     assert c.to_dict()["method"]["max_iter"] == 500
     assert build.identity(c) == build.identity(recipe("setting=s4,backbone=swin_b,queries=100,delta2=fixed")), "longer"
     assert recipe("setting=vpo_ss").data.source == "vpo"
+    assert (c.method.lambda_aqdl, recipe("aqdl=0").method.lambda_aqdl, recipe("aqml=0").method.lambda_aqml) == (2, 0, 0)
+    tiny = [recipe(f"scale=tiny,queries={n}").method.num_queries for n in (100, 300, 500, 7)]
+    assert tiny == [6, 20, 33, 7]
+    control = recipe("query_init=learned,dataset=synthetic,scale=tiny")
+    assert control.tagging.steps == 0 and control.method.query_init == "learned"
+    assert recipe("query_init=learned").pretrained.audio == "" != recipe().pretrained.audio
     with pytest.raises(InputError, match="dataset"):
         recipe("setting=s4,dataset=vpo")
 

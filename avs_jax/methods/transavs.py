@@ -121,7 +121,8 @@ def create(
         "swin_b_384", "swin_l_384" (windows of 12), an encoder's full name, or "pvt_v2_b0" ... "pvt_v2_b5".
       num_queries: N.
       query_init: "frame", "clip" (equation 1 to the letter) or "shared": how a clip's sounds become the queries of its
-        frames, see `query_decoder.AudioQueries`.
+        frames, see `query_decoder.AudioQueries`; "learned": they do not, the video-only control, without an encoder of
+        sounds.
       pixel_decoder: "fpn"; "none", 1x1 projections alone (the letter); "msdeform", deformable attention over scales.
       num_classes: K with background. A query tells K - 1 classes apart, and "no object".
       max_targets: targets of a frame; with more classes in it than that, its largest ones.
@@ -152,9 +153,10 @@ def create(
       compute_dtype: "float32" or "bfloat16"; parameters, softmaxes, statistics, losses and scores stay float32.
     Returns:
       A method that hears through "vggish", with num_classes = 1 for the binary settings. Batches hold `frames` (B, T,
-      H, W, 3), any H and W, `audio` (B, T, 96, 64) or `audio_embedding` (B, T, 128), optionally `present` (B, T), and
-      for the loss `labels`, `labelled` and optionally `valid`. Predictions have no logits. Parameter groups: "encoder"
-      and "head", each with a "/no_decay" part (norms and embeddings), "audio", and "frozen".
+      H, W, 3), any H and W, unless queries are learned `audio` (B, T, 96, 64) or `audio_embedding` (B, T, 128),
+      optionally `present` (B, T), and for the loss `labels`, `labelled` and optionally `valid`. Predictions have no
+      logits. Parameter groups: "encoder" and "head", each with a "/no_decay" part (norms and embeddings), "audio", and
+      "frozen".
     Raises:
       InputError: an option out of its range.
     """
@@ -267,7 +269,7 @@ def _method(network: Network, options: dict) -> Method:
         if first:
             frames = frames[:, :1]
             if network.query_init != "clip":  # which mixes all of the clip's seconds
-                audio, present = audio[:, :1], None if present is None else present[:, :1]
+                audio, present = (None if x is None else x[:, :1] for x in (audio, present))
         seen = None if present is None else present[:, : frames.shape[1]]
         variables = {"params": params, **statistics(model_state)}
         rngs = None if rng is None else {"dropout": rng}  # stochastic depth and dropout
@@ -312,6 +314,8 @@ def _method(network: Network, options: dict) -> Method:
 
     def attention(variables, batch):
         """Where the queries look, on average by their probability of an object, in the last layer of each level."""
+        if not network.hears:
+            return {}
         output, stored = run(variables, batch, looks=True)
         p = 1 - jax.nn.softmax(output.queries.class_logits[-1])[..., -1]
         layers, clips = options["decoder_layers"], np.shape(batch["frames"])[:2]
@@ -326,11 +330,13 @@ def _method(network: Network, options: dict) -> Method:
     def features(variables, batch):
         output, clips = run(variables, batch)[0], np.shape(batch["frames"])[:2]
         maps = (output.queries.features, *reversed(output.levels))
+        visual = {f"stage{i}": x.reshape(*clips, *x.shape[1:]) for i, x in enumerate(maps, 1)}
+        if not network.hears:
+            return {"visual": visual, "audio": {}}
         embedding = batch.get("audio_embedding")
         if embedding is None:
             audio = jnp.asarray(batch["audio"])
             embedding = embed_audio(variables["params"]["audio"], audio.reshape(-1, *audio.shape[2:]))
-        visual = {f"stage{i}": x.reshape(*clips, *x.shape[1:]) for i, x in enumerate(maps, 1)}
         return {"visual": visual, "audio": {"embedding": embedding.reshape(*clips, EMBEDDING)}}
 
     def embed_audio(params, audio):
@@ -350,7 +356,7 @@ def _method(network: Network, options: dict) -> Method:
         attention=attention,
         features=features,
         instances=instances,
-        embed_audio=embed_audio,
+        embed_audio=embed_audio if network.hears else None,
     )
 
 
@@ -421,7 +427,7 @@ def param_groups(network: Network, params):
 
 
 def inputs_of(batch, network: Network):
-    """(frames, audio, present as float32 or None) of a batch, checked.
+    """(frames, audio or None where nothing is heard, present as float32 or None) of a batch, checked.
 
     Raises:
       InputError: a missing field or a wrong shape, named.
@@ -437,6 +443,8 @@ def inputs_of(batch, network: Network):
         if np.shape(present) != (b, t):
             fail("present", str((b, t)), str(np.shape(present)))
         present = jnp.asarray(present, wide(network.dtype))
+    if not network.hears:
+        return frames, None, present
     if "audio_embedding" in batch:
         field, shape = "audio_embedding", (b, t, EMBEDDING)
     elif "audio" in batch:

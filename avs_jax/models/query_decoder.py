@@ -17,7 +17,7 @@ from avs_jax.models.layers import Conv, Dense, LayerNorm, wide
 from avs_jax.models.positions import sine_positions
 from avs_jax.models.unfused import unfused
 
-QUERY_INITS = ("frame", "clip", "shared")
+QUERY_INITS = ("frame", "clip", "shared", "learned")
 ATTENTIONS = ("einsum", "dot_product", "cudnn")
 ROUND_ROBINS = ("coarse_first", "paper")
 LEVELS = 3  # that the decoder looks at: strides 32, 16, 8
@@ -173,7 +173,7 @@ class AudioQueries(nn.Module):
     Args:
       kind: "frame": one linear layer from a second's embedding to its frame's N queries. "clip", equation 1 to the
         letter: every second through one layer to d, then N mixtures of the T seconds, which all frames share. "shared":
-        one layer to d, added to N learned queries.
+        one layer to d, added to N learned queries. "learned": these alone, the same for all frames: no sound is heard.
       number: N.
       channels: d.
     """
@@ -184,9 +184,12 @@ class AudioQueries(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, audio):  # (B, T, D) -> (B, T, N, d) float32
+    def __call__(self, audio):  # (B, T, D) -> (B, T, N, d) float32; D may be 0 where queries are learned
         b, t, width = audio.shape
         n, d = self.number, self.channels
+        norm = LayerNorm(name="norm")
+        if self.kind == "learned":
+            return jnp.broadcast_to(norm(self.param("embedding", _embedding_init, (n, d))), (b, t, n, d))
         init = Random("normal", width**-0.5)
         # the bias is drawn at random: it sets the queries apart where a silent second's embedding is zero
         x = Dense(n * d if self.kind == "frame" else d, kernel_init=init, dtype=self.dtype, name="linear")(audio)
@@ -198,7 +201,7 @@ class AudioQueries(nn.Module):
         else:
             mixed = Dense(n, use_bias=False, name="mix")(x.swapaxes(1, 2)).swapaxes(1, 2)
             x = jnp.broadcast_to(mixed[:, None], (b, t, n, d))
-        return LayerNorm(name="norm")(x)
+        return norm(x)
 
 
 class Decoded(NamedTuple):

@@ -49,16 +49,23 @@ class Network(nn.Module):
     remat: bool
     dtype: Any
 
+    @property
+    def hears(self) -> bool:
+        """Whether queries come from sound."""
+        return self.query_init != "learned"
+
     @nn.compact
     def __call__(self, frames, audio, present=None, train: bool = False, all_layers: bool = False) -> Output:
-        """frames: (B, T, H, W, 3) float32 normalised, any H and W. audio: (B, S, 96, 64) or (B, S, 128).
+        """frames: (B, T, H, W, 3) float32 normalised, any H and W. audio: (B, S, 96, 64) or (B, S, 128), None where
+        nothing is heard.
 
         S is T, or more where only a clip's first T frames are looked at. present: (B, S) float32, 0 for seconds that
         only fill up a clip, which are silent. all_layers: see `QueryTransformer`.
         """
         images = frames.reshape(-1, *frames.shape[2:])  # frame b * T + t
         levels, masks = self._look(images, train)
-        queries = make_queries(self).copy(name="queries")(self._hear(audio, present))[:, : frames.shape[1]]
+        heard = self._hear(audio, present) if self.hears else jnp.zeros((*frames.shape[:2], 0))
+        queries = make_queries(self).copy(name="queries")(heard)[:, : frames.shape[1]]
         transformer = make_transformer(self, train, all_layers).copy(name="transformer")
         return Output(transformer(queries.reshape(-1, *queries.shape[2:]), levels, masks), tuple(levels))
 
@@ -107,7 +114,7 @@ def _products(primitive, *_, **__):
 def example_inputs(network: Network):
     """The smallest inputs that touch every parameter."""
     t = network.num_frames if network.query_init == "clip" else 1
-    return jnp.zeros((1, 1, 32, 32, 3)), jnp.zeros((1, t, *EXAMPLE))
+    return jnp.zeros((1, 1, 32, 32, 3)), jnp.zeros((1, t, *EXAMPLE)) if network.hears else None
 
 
 def torch_table(network: Network) -> torch_keys.Table:
@@ -120,8 +127,12 @@ def torch_table(network: Network) -> torch_keys.Table:
     aliases |= {name: tuple(prefix + key for key in keys) for name, keys in table.aliases.items()}
     rules += _own_rules(_own_shapes(network))
     vggish = create_encoder("vggish", **dict(network.audio_options)).torch_table()
-    rules += torch_keys.prefixed(vggish.rules, "", ("audio",))
-    return torch_keys.Table(tuple(rules), aliases, table.ignored + vggish.ignored, table.namings)
+    ignored = table.ignored + vggish.ignored
+    if network.hears:
+        rules += torch_keys.prefixed(vggish.rules, "", ("audio",))
+    else:  # the same list of files may be given
+        ignored += tuple(rule.key for rule in vggish.rules)
+    return torch_keys.Table(tuple(rules), aliases, ignored, table.namings)
 
 
 def _own_shapes(network: Network) -> dict:
