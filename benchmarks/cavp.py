@@ -17,21 +17,12 @@ the machine disturbs less than the clock. "peak MiB" is what a run adds to what 
 "planned MiB" the temporary buffers in XLA's plan. FLOPs are XLA's count of the plain form, two a multiply-add.
 """
 
-import argparse
-import json
-import subprocess
 import sys
-import time
-from collections.abc import Callable
-from pathlib import Path
-from typing import NamedTuple
 
 from benchmarks import contrastive
-from benchmarks.measure import in_own_process, plain_flops, timed
+from benchmarks.measure import Problem, command, figures, make_parser, numbers, parsed, recipe, some_of, table, training
 
 PARTS = ("step", "inference", "loss", "front_end")
-COLUMNS = ("case", "of", "s", "per s", "processor s", "peak MiB", "planned MiB", "compile s", "TFLOPs", "TFLOP/s")
-STEPS = 1000  # of the schedule
 RATE = 16000  # Hz
 FULL = {"sizes": "224,512", "architectures": "deeplab,hrnet,ocr", "batches": "1,2,4", "loss_batch": 16,
         "blocks": "0,128,512,2048", "sounds": 16, "repeats": 3}  # fmt: skip
@@ -40,21 +31,6 @@ REDUCED = {"sizes": "32", "architectures": "deeplab", "batches": "2", "loss_batc
 TINY = {"width": 4, "channels": 8, "low": 4, "projector": 8, "audio_width": 4, "audio_hidden": 8, "num_classes": 3,
         "max_views": 8}  # fmt: skip
 TINY_RESNETS = {"backbone": "resnet10", "audio_encoder": "resnet10"}
-
-
-class Problem(NamedTuple):
-    """What is measured.
-
-    run: (*inputs) -> results. inputs: pytrees of arrays. count: things worked on, for the rate.
-    carries: the first result is the first input of the next run, whose buffers it takes.
-    loop_flops: result -> what XLA's count leaves out, or None.
-    """
-
-    run: Callable
-    inputs: tuple
-    count: int
-    carries: bool = False
-    loop_flops: Callable | None = None
 
 
 # ---- What is measured, in the process of a case
@@ -72,7 +48,8 @@ def network_problem(case) -> Problem:
     if case["part"] == "inference":
         batch = {k: batch[k] for k in ("frames", "audio")}
         return Problem(lambda v, b: method.predict(v, b).scores, (variables, batch), case["batch"])
-    step, state = training(method, variables)
+    setting = method.options["setting"]
+    step, state = training(method, variables, recipe(f"cavp.py:setting={setting}").optimizer)
     budget, channels = anchors_of(method)
 
     def loop_flops(result):
@@ -102,23 +79,6 @@ def make_batch(method, pictures: int, size: int, seconds: int) -> dict:
     }
 
 
-def training(method, variables):
-    """(step, state): the training command's own, with the recipe's optimiser."""
-    import jax
-
-    from avs_jax.cli import read_recipe
-    from avs_jax.training import optimizer
-    from avs_jax.training.state import TrainState
-    from avs_jax.training.step import make_train_step
-
-    recipe = Path(__file__).resolve().parent.parent / "configs/cavp.py"
-    c = read_recipe(f"{recipe}:setting={method.options['setting']}").optimizer
-    labels = method.param_groups(variables["params"])
-    tx, rate = optimizer.make_optimizer(c, labels, STEPS), optimizer.learning_rate(c, STEPS)
-    step = make_train_step(method, tx, trainable=optimizer.trainable(c, labels), learning_rate=rate, seed=0)
-    return step, jax.jit(lambda v: TrainState.create(v, tx))(variables)
-
-
 def anchors_of(method) -> tuple[int, int]:
     """(anchors, channels) of the pairing loss at full budget."""
     from avs_jax.methods.cavp import build_network
@@ -143,7 +103,7 @@ def loss_problem(case) -> Problem:
         run, inputs = contrastive.loss(budget, channels, network.classes, case["block"], valid)
         block = case["block"] or budget
         missed = contrastive.loop_flops(budget * valid, budget, channels, block)
-        return Problem(run, inputs, budget, loop_flops=lambda _: missed)
+        return Problem(run, inputs, budget, loop_flops=lambda _: missed, of=f"{budget} anchors")
     side = case["size"] // 4
     if case["form"] == "draw":
         views, slots = method.options["max_views"], _slots(method, network)
@@ -184,41 +144,15 @@ PROBLEMS = {"step": network_problem, "inference": network_problem, "loss": loss_
 
 def measure(case: dict) -> dict:
     """The figures of one case, in this process."""
-    import jax
-
-    problem = PROBLEMS[case["part"]](case)
-    held = list(jax.device_put(problem.inputs))
-    problem = problem._replace(inputs=())  # only what is held counts as given
-    count = plain_flops(problem.run, *held)
-    start = time.perf_counter()
-    compiled = jax.jit(problem.run, donate_argnums=(0,) if problem.carries else ()).lower(*held).compile()
-    compiling = time.perf_counter() - start
-    count = count or (compiled.cost_analysis() or {}).get("flops")
-
-    def once():
-        result = compiled(*held)
-        if problem.carries:
-            held[0] = result[0]
-        return result
-
-    start = time.process_time()
-    found = timed(once, case["repeats"])
-    processor = (time.process_time() - start) / (case["repeats"] + 1)
-    if count and problem.loop_flops:
-        count += problem.loop_flops(once())
-    plan = compiled.memory_analysis()
-    device = jax.devices()[0]
-    return {**found, "processor": processor, "compile": compiling, "flops": count, "count": problem.count,
-            "planned": plan.temp_size_in_bytes / 2**20 if plan else None,
-            "device": f"{device.device_kind} ({device.platform})"}  # fmt: skip
+    return figures(PROBLEMS[case["part"]](case), case["repeats"])
 
 
-# ---- The cases and their table
+# ---- The cases
 
 
 def cases(args):
     """(title, what a count is of, case) for everything that the arguments ask for."""
-    sizes, batches, inference = (_numbers(x) for x in (args.sizes, args.batches, args.inference_batches))
+    sizes, batches, inference = (numbers(x) for x in (args.sizes, args.batches, args.inference_batches))
     seconds = 1 if args.reduced or not args.setting.startswith("vpo") else 3  # VPO's sounds, AVSBench's seconds
     for part in args.parts.split(","):
         shared = {"part": part, "repeats": args.repeats}
@@ -242,7 +176,7 @@ def cases(args):
 
 def loss_cases(args, sizes):
     """The same for the contrastive loss."""
-    blocks = _numbers(args.blocks)
+    blocks = numbers(args.blocks)
     for block in blocks:
         title = f"in blocks of {block}" if block else "all at once"
         yield f"contrastive loss and gradient, {title}", "full budget", {"form": "blocks", "block": block}
@@ -261,106 +195,30 @@ def method_options(args, architecture: str) -> dict:
     if args.reduced:
         residual = architecture == "deeplab"
         options |= TINY | {k: v for k, v in TINY_RESNETS.items() if residual or k != "backbone"}
-    return options | json.loads(args.options)
+    return options | args.options
 
 
-def row(title: str, of: str, line: dict) -> str:
-    """A row of the table."""
-    seconds, tera = line["seconds"], line["flops"] / 1e12 if line["flops"] else None
-    of = f"{line['count']} anchors" if of == "full budget" else of
-    values = (seconds, line["count"] / seconds, line["processor"], line["mib"], line["planned"], line["compile"], tera,
-              tera / seconds if tera else None)  # fmt: skip
-    return f"| {title} | {of} | " + " | ".join("" if v is None else _short(v) for v in values) + " |"
-
-
-def _short(value: float) -> str:
-    """Three digits; of 1000 and more all before the point."""
-    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}"
-
-
-def table(args, run: Callable) -> int:
-    """Prints the rows, each when it is known; returns how many cases failed.
-
-    run: case -> figures.
-    """
-    failures, begun = 0, False
-    for title, of, case in cases(args):
-        try:
-            line = run(case)
-            text = row(title, of, line)
-        except subprocess.CalledProcessError as e:
-            line, failures = {"device": "unknown device"}, failures + 1
-            text = f"| {title} | {of} | failed, status {e.returncode} |" + " |" * (len(COLUMNS) - 3)
-        if not begun:
-            reduced = ", reduced: figures of no network that anyone trains" if args.reduced else ""
-            print(f"CAVP, {args.setting}, {args.precision}, {line['device']}, median of {args.repeats}{reduced}\n")
-            print("| " + " | ".join(COLUMNS) + " |\n" + "|---" * len(COLUMNS) + "|")
-            begun = True
-        print(text, flush=True)
-    return failures
+def print_table(args, run) -> int:
+    """Prints a row for every case; returns how many failed."""
+    return table(f"CAVP, {args.setting}, {args.precision}", cases(args), run, args)
 
 
 def main(argv=None) -> int:
-    args = parse(argv)
-    if not args.case:
-        return min(table(args, lambda case: in_own_process("benchmarks.cavp", case=json.dumps(case))), 1)
-    import jax
-
-    jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured too
-    print(json.dumps(measure(json.loads(args.case))))
-    return 0
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(x) for x in text.split(",")]
-
-
-def _options(text: str) -> str:
-    """ "backbone=resnet101,output_stride=16" -> JSON; numbers as such."""
-    found = {}
-    for part in filter(None, text.split(",")):
-        name, sep, value = part.partition("=")
-        if not sep:
-            raise argparse.ArgumentTypeError(f"'{part}': expected name=value")
-        try:
-            found[name] = json.loads(value)
-        except ValueError:
-            found[name] = value
-    return json.dumps(found)
-
-
-def _some_of(valid):
-    def check(text: str) -> str:
-        for part in text.split(","):
-            if part not in valid:
-                raise argparse.ArgumentTypeError(f"'{part}': expected some of {','.join(valid)}")
-        return text
-
-    return check
+    return command("benchmarks.cavp", parse(argv), print_table, measure)
 
 
 def parse(argv=None):
-    parser = argparse.ArgumentParser("python -m benchmarks.cavp", description=__doc__,
-                                     formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
-    parser.add_argument("--parts", type=_some_of(PARTS), default=",".join(PARTS))
+    parser = make_parser("benchmarks.cavp", __doc__)
+    parser.add_argument("--parts", type=some_of(PARTS), default=",".join(PARTS))
     parser.add_argument("--sizes", help="sides of the pictures")
-    parser.add_argument("--architectures", type=_some_of(FULL["architectures"].split(",")))
+    parser.add_argument("--architectures", type=some_of(FULL["architectures"].split(",")))
     parser.add_argument("--batches", help="pictures in a training step")
     parser.add_argument("--inference-batches", default="1", help="pictures in an inference")
     parser.add_argument("--setting", default="vpo_ss")
-    parser.add_argument("--precision", default="float32", choices=("float32", "bfloat16"))
-    parser.add_argument("--options", type=_options, default="", help="of create, as name=value,name=value")
     parser.add_argument("--loss-batch", type=int, help="pictures from which anchors are drawn")
     parser.add_argument("--blocks", help="anchors at a time; 0: all")
     parser.add_argument("--sounds", type=int)
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--reduced", action="store_true", help="tiny sizes, to try the program in seconds")
-    parser.add_argument("--case", help="measure one case, as JSON, in this process")
-    args = parser.parse_args(argv)
-    for name, value in (REDUCED if args.reduced else FULL).items():
-        if getattr(args, name) is None:
-            setattr(args, name, value)
-    return args
+    return parsed(parser, argv, FULL, REDUCED)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import cavp, contrastive
-from benchmarks.measure import in_own_process, plain_flops
+from benchmarks.measure import COLUMNS, in_own_process, plain_flops, row
 
 ROOT = Path(__file__).parent.parent
 
@@ -25,12 +25,12 @@ def in_this_process(case):
 
 def test_every_part_prints_a_row_of_finite_numbers_for_each_case(capsys):
     args = cavp.parse(["--reduced", "--blocks=8", "--sounds=1"])
-    assert cavp.table(args, in_this_process) == 0
+    assert cavp.print_table(args, in_this_process) == 0
     printed = capsys.readouterr().out
     found = rows(printed)
     assert "reduced" in printed and len(found) == len(list(cavp.cases(args))) == 9
     for title, of, *cells in found:
-        figures = dict(zip(cavp.COLUMNS[2:], map(float, cells), strict=True))
+        figures = dict(zip(COLUMNS[2:], map(float, cells), strict=True))
         assert all(map(math.isfinite, figures.values())), title
         assert min(figures[k] for k in ("s", "per s", "compile s", "TFLOPs", "TFLOP/s")) > 0, title
         assert figures["per s"] == pytest.approx(float(of.split()[0]) / figures["s"], rel=0.02), title
@@ -42,7 +42,7 @@ def test_a_case_in_a_process_of_its_own(monkeypatch):
     args = cavp.parse(["--reduced", "--parts=front_end", "--sounds=1"])
     title, of, case = next(cavp.cases(args))
     line = in_own_process("benchmarks.cavp", case=json.dumps(case))
-    assert all(math.isfinite(float(cell)) for cell in rows("| head |\n" + cavp.row(title, of, line))[0][2:])
+    assert all(math.isfinite(float(cell)) for cell in rows("| head |\n" + row(title, of, line))[0][2:])
     assert "cpu" in line["device"]
 
 
@@ -54,7 +54,7 @@ def test_a_failed_case_is_told_and_the_others_follow(capsys):
                 "count": case["batch"], "device": "a device"}  # fmt: skip
 
     args = cavp.parse(["--reduced", "--parts=step", "--sizes=64,32", "--batches=1,4"])
-    assert cavp.table(args, run) == 2
+    assert cavp.print_table(args, run) == 2
     found = rows(capsys.readouterr().out)
     assert [row[2] for row in found] == ["failed, status -9"] * 2 + ["2"] * 2
     assert [row[3] for row in found[2:]] == ["0.5", "2"]  # 1 and 4 pictures in 2 s
