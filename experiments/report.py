@@ -28,16 +28,22 @@ def _part_lines(table: Table, columns: range, done: Done) -> list[str]:
     """The rows of the columns that stand side by side."""
     head, rule = [table.head], ["---"]
     for n in columns:
-        head += [f"{table.columns[n]}: paper", "ours"]
-        rule += ["---:", "---:"]
+        head += _heads(table, n)
+    rule += ["---:"] * (len(head) - 1)
     lines = [_row(head), _row(rule)]
     for label, cells in table.rows.items():
         row = [label]
         for n in columns:
-            row += ["" if cells[n].paper is None else _paper(cells[n]), _ours(cells[n], done)]
+            paper = "" if cells[n].paper is None else _paper(table, cells[n])
+            row += [paper, _ours(cells[n], done)] if table.published else [_ours(cells[n], done)]
         if any(row[1:]):
             lines.append(_row(row))
     return lines
+
+
+def _heads(table: Table, n: int) -> list[str]:
+    """Of a column and, where the table has a paper's figures, of these before it."""
+    return [f"{table.columns[n]}: paper", "ours"] if table.published else [table.columns[n]]
 
 
 def to_json(table: Table, setup: Setup, done: Done) -> dict:
@@ -76,7 +82,7 @@ def _finite(value: float) -> float | None:
 
 
 def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
-    """Draws one panel per column: the paper's figures as rings, ours as dots with their intervals."""
+    """Draws one panel per column: the paper's figures, if any, as rings, ours as dots with their intervals."""
     from avs_jax import pictures
 
     parts = list(table.parts())
@@ -91,10 +97,11 @@ def picture(table: Table, setup: Setup, done: Done, path: Path) -> Path:
             shared = figure.add_subplot(len(parts), across, line * across + place + 1, sharey=shared)
             _draw_column(shared, table, n, done)
             shared.tick_params(axis="y", labelleft=place == 0, length=0)
-    entries = [shared.plot([], [], "o", color=PAPER, markerfacecolor="white", markersize=7)[0],
-               shared.plot([], [], "o", color=OURS, markersize=5)[0]]  # fmt: skip
-    names = ["paper", f"ours ({_where(setup)}), {_interval(done)}"]
-    figure.legend(entries, names, loc="lower center", ncols=2, frameon=False, fontsize=9)
+    entries = {f"ours ({_where(setup)}), {_interval(done)}": shared.plot([], [], "o", color=OURS, markersize=5)[0]}
+    if table.published:
+        ring = shared.plot([], [], "o", color=PAPER, markerfacecolor="white", markersize=7)[0]
+        entries = {"paper": ring, **entries}
+    figure.legend(entries.values(), entries, loc="lower center", ncols=2, frameon=False, fontsize=9)
     figure.tight_layout(rect=(0, 0.35 / height, 1, 1))
     return pictures.save_figure(figure, path)
 
@@ -132,8 +139,8 @@ def _row(cells) -> str:
     return "| " + " | ".join(cells) + " |"
 
 
-def _paper(cell: Cell) -> str:
-    text = f"{cell.paper:.{FIGURES[cell.figure].printed}f}"
+def _paper(table: Table, cell: Cell) -> str:
+    text = f"{cell.paper:.{table.decimals(cell)}f}"
     return text if cell.spread is None else f"{text} ± {cell.spread:g}"
 
 
@@ -164,14 +171,15 @@ def _difference_lines(table: Table, done: Done) -> list[str]:
             for n in columns if base else ():
                 cell, found = cells[n], difference(cells[n], base[n], done)
                 known = cell.paper is not None and base[n].paper is not None
-                row += [f"{cell.paper - base[n].paper:+.2f}" if known else "",
-                        f"**{found.value:+.1f}** [{found.low:+.1f}, {found.high:+.1f}]" if found else ""]  # fmt: skip
-            if any(row[2::2]):
+                if table.published:
+                    row.append(f"{cell.paper - base[n].paper:+.{table.decimals(cell)}f}" if known else "")
+                row.append(f"**{found.value:+.1f}** [{found.low:+.1f}, {found.high:+.1f}]" if found else "")
+            if any(row[1 + table.published :: 1 + table.published]):
                 lines.append(_row(row if isinstance(table.baseline, str) else [f"{label}, minus {table.base(label)}",
                                                                                *row[1:]]))  # fmt: skip
         if lines:
             head = [f'minus "{table.baseline}"' if isinstance(table.baseline, str) else "difference"]
-            head += [text for n in columns for text in (f"{table.columns[n]}: paper", "ours")]
+            head += [text for n in columns for text in _heads(table, n)]
             text += ["", _row(head), _row(["---"] + ["---:"] * (len(head) - 1)), *lines]
     pooled = any(_pooled(table, n) for n in range(len(table.columns)))
     what = "the figures" if pooled else "mIoU"
@@ -258,7 +266,8 @@ def _legend(table: Table, setup: Setup, done: Done) -> str:
     many = max((len(jobs) for jobs in done.values()), default=1) > 1
     brackets = "in brackets the range of the seeds" if many else "in brackets the 95 % interval over resampled clips"
     tested = f", on {' / '.join(map(str, clips))} test clips" if clips else ""
-    return f"{_and(what)}{tested}; ours: {_where(setup)}; {'mean of the seeds, ' if many else ''}{brackets}."
+    where = f"ours: {_where(setup)}" if table.published else _where(setup)
+    return f"{_and(what)}{tested}; {where}; {'mean of the seeds, ' if many else ''}{brackets}."
 
 
 def _and(words: list[str]) -> str:
@@ -267,7 +276,7 @@ def _and(words: list[str]) -> str:
 
 def _notes(table: Table, setup: Setup) -> list[str]:
     notes = list(table.notes)
-    if setup.dataset == "synthetic" or setup.scale != "full":
+    if table.published and (setup.dataset == "synthetic" or setup.scale != "full"):
         notes.insert(0, "The two sides cannot be compared in size: ours come from "
                         + ("another world and " if setup.dataset == "synthetic" else "")
                         + ("a far smaller network and a far shorter training" if setup.scale == "tiny"

@@ -51,6 +51,7 @@ FIGURES = {
     "miou_all_classes": Figure("miou_all_classes", 100, 2, 1, "mIoU", "%", pooled=True),
     "f1": Figure("f1", 100, 2, 1, "F1", "%", pooled=True),
     "parameters": Figure("parameters", 1e-6, 2, 2, "parameters", "M"),
+    "audio_gain": Figure("audio_gain", 100, 2, 1, "audio gain", "%"),
 }
 
 
@@ -64,6 +65,7 @@ class Run:
       arguments: of the recipe: name -> value.
       start: the run whose best checkpoint it starts from.
       checkpoint: the one that is evaluated, "best" (on the split that the recipe selects by) or "latest".
+      changes: config field, as in "data.image_size" -> value: what differs from the recipe.
     """
 
     name: str
@@ -71,6 +73,7 @@ class Run:
     arguments: Mapping[str, Any] = dataclasses.field(hash=False)
     start: "Run | None" = None
     checkpoint: str = "best"
+    changes: Mapping[str, Any] = dataclasses.field(default_factory=dict, hash=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,6 +117,7 @@ class Table:
       blocks: how many columns stand side by side in each part of a wide table; () for all.
       comparisons: pairs of rows that are tested over seeds.
       seeds: of its runs where the command line names none.
+      printed: decimals of the paper's figures, where they are not those of their kind.
     """
 
     name: str
@@ -126,6 +130,7 @@ class Table:
     blocks: Sequence[int] = ()
     comparisons: Sequence[Comparison] = ()
     seeds: Sequence[int] = (0,)
+    printed: int | None = None
 
     def __post_init__(self):
         named = [self.baseline] if isinstance(self.baseline, str) else [*self.baseline, *self.baseline.values()]
@@ -142,6 +147,15 @@ class Table:
         """(row, column, cell), row by row."""
         for label, cells in self.rows.items():
             yield from ((label, column, cell) for column, cell in zip(self.columns, cells, strict=True))
+
+    @property
+    def published(self) -> bool:
+        """Whether any of its figures is a paper's: a table may be ours alone."""
+        return any(cell.paper is not None for _, _, cell in self.cells())
+
+    def decimals(self, cell: Cell) -> int:
+        """Of the paper's figure in a cell."""
+        return FIGURES[cell.figure].printed if self.printed is None else self.printed
 
     def base(self, label: str) -> str:
         """The row that this one is compared with, or ""."""
@@ -236,7 +250,7 @@ def job_of(run: Run, setup: Setup, seed: int) -> Job:
 
 
 def config_of(run: Run, setup: Setup, seed: int):
-    """The run's config, with the setup's overrides.
+    """The run's config: its recipe, with the run's changes and the setup's overrides.
 
     Raises:
       InputError: see `job_of`.
@@ -247,12 +261,12 @@ def config_of(run: Run, setup: Setup, seed: int):
     config.seed = seed
     if setup.dataset != "synthetic":
         config.data.root = setup.root
-    changed = dict(setup.overrides)
-    for field, value in changed.items():
-        _override(config, field, value)
-    for given, other in (("steps", "epochs"), ("epochs", "steps")):
-        if given in changed and other not in changed:  # the length that was given is the one meant
-            config[other] = type(config[other])(0)
+    for changed in (run.changes, dict(setup.overrides)):
+        for field, value in changed.items():
+            _override(config, field, value)
+        for given, other in (("steps", "epochs"), ("epochs", "steps")):
+            if given in changed and other not in changed:  # the length that was given is the one meant
+                config[other] = type(config[other])(0)
     return config
 
 
