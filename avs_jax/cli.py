@@ -1,11 +1,14 @@
 """How every command starts: flags parsed, errors told in one line, the compilation cache switched on."""
 
 import argparse
+import contextlib
 import json
 import logging as std_logging
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 
 from avs_jax.errors import InputError, TrainingError, nearest
 
@@ -32,13 +35,43 @@ def run(main: Callable[[], int | None]) -> None:
                 std_logging.getLogger("avs_jax").setLevel(std_logging.WARNING)
             if argv[1:]:
                 raise InputError("command line", expected="--flag=value", found=repr(argv[1]))
-            return main()
+            with interruptible("interrupted"):
+                return main()
         except InputError as error:
             _leave(error, 2)
         except TrainingError as error:
             _leave(error, 1)
 
     app.run(guarded, flags_parser=parse)
+
+
+@contextlib.contextmanager
+def interruptible(message: str, cleanup: Callable[[], object] = lambda: None) -> Iterator[None]:
+    """A block that Ctrl-C and SIGTERM end at once, and the process with it: cleanup, the message, status 128 + signal.
+
+    A KeyboardInterrupt is not up to that: raised in a callback of a library it is printed there and forgotten, and what
+    devices and threads still do meets an interpreter that is shutting down.
+    """
+
+    def leave(number, frame):
+        for other in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(other, signal.SIG_IGN)
+        try:
+            cleanup()
+            sys.stdout.flush()
+        finally:
+            os.write(2, f"\n{message}\n".encode())
+            os._exit(128 + number)
+
+    if threading.current_thread() is not threading.main_thread():  # Python allows handlers nowhere else
+        yield
+        return
+    previous = {number: signal.signal(number, leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class Parser(argparse.ArgumentParser):

@@ -155,9 +155,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 130
     return 0
 
 
@@ -165,4 +162,5 @@ if __name__ == "__main__":
     from absl import flags
 
     flags.FLAGS.mark_as_parsed()  # grain's data processes read a flag
-    sys.exit(main())
+    with cli.interruptible("interrupted"):
+        sys.exit(main())

@@ -12,8 +12,8 @@ length of the input.
 """
 
 import contextlib
+import functools
 import os
-import signal
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -299,18 +299,15 @@ def main() -> int:
     for name in ("workdir", "input", "output"):
         if not getattr(values, name):
             raise InputError(f"--{name}", expected="to be given", found="nothing", hint=USAGE)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that what is half done is removed
     cli.enable_compile_cache()
-    try:
+    cleanup = functools.partial(output.discard, Path(values.output), not Path(values.output).exists())
+    with cli.interruptible(f"interrupted; no new prediction in {values.output}", cleanup):
         result = predict_run(
             values.workdir, values.input, values.output, checkpoint=values.checkpoint, split=values.split,
             rate=int(values.rate) if values.rate.isdecimal() else values.rate, fps=values.fps, audio=values.audio,
             batch_size=values.batch_size, overlay=values.overlay, overwrite=values.overwrite,
             **_size_option(values.image_size),
         )  # fmt: skip
-    except KeyboardInterrupt:
-        print(f"interrupted; no new prediction in {values.output}", file=sys.stderr)
-        return 128 + signal.SIGINT
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
     masks = "1 mask" if result["masks"] == 1 else f"{result['masks']} masks"

@@ -6,6 +6,7 @@ Ctrl-C leaves at once. Add --config.<field>=<value> to change the recipe, --dist
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,7 +156,10 @@ def main() -> int:
     if "epochs" in changed and "steps" not in changed:
         config.steps = 0
     result = train(config, values.workdir)
-    return 128 + result.stopped_by if result.stopped_by else 0
+    if not result.stopped_by:
+        return 0
+    print(f"stopped at step {int(result.state.step)}; the same command goes on from there", file=sys.stderr)
+    return 128 + result.stopped_by
 
 
 if __name__ == "__main__":  # data processes import this module again: nothing above may touch flags or devices

@@ -50,9 +50,15 @@ def staged(output: str | Path, overwrite: bool = False):
         found = error.strerror or str(error)
         raise InputError(output, expected="a folder that takes the prediction", found=found) from error
     finally:
-        shutil.rmtree(stage, ignore_errors=True)
-        if created and not any(output.iterdir()):
-            output.rmdir()
+        discard(output, created)
+
+
+def discard(output: Path, created: bool) -> None:
+    """Removes what an unfinished prediction left in `output`, and the empty folder itself where it had been `created`
+    for it."""
+    shutil.rmtree(output / PARTIAL, ignore_errors=True)
+    if created and output.is_dir() and not any(output.iterdir()):
+        output.rmdir()
 
 
 def check_output(output: Path, overwrite: bool) -> None:
