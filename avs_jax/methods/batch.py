@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from avs_jax.errors import InputError
+from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE
 from avs_jax.models.layers import wide
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
@@ -29,6 +30,36 @@ def checked_frames(batch):
     if frames.dtype != np.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
         fail("frames", "uint8 RGB, or floats already normalised", str(frames.dtype))
     return frames
+
+
+def checked_present(batch, dtype=jnp.float32):
+    """The batch's `present` (B, T) as 0 and 1 of the dtype; None without it, that is all.
+
+    Raises:
+      InputError: another shape.
+    """
+    present, clips = batch.get("present"), np.shape(batch["frames"])[:2]
+    if present is None:
+        return None
+    if np.shape(present) != clips:
+        fail("present", str(clips), str(np.shape(present)))
+    return jnp.asarray(present, wide(dtype))
+
+
+def vggish_sound(batch):
+    """What VGGish hears or makes of each frame's sound: `audio_embedding` (B, T, 128) where the batch has it, else
+    `audio` (B, T, 96, 64).
+
+    Raises:
+      InputError: neither, or another shape.
+    """
+    field = "audio_embedding" if "audio_embedding" in batch else "audio"
+    if field not in batch:
+        fail("audio", "'audio' or 'audio_embedding' to be present", "fields " + ", ".join(sorted(batch)))
+    shape = (*np.shape(batch["frames"])[:2], *((EMBEDDING,) if field == "audio_embedding" else EXAMPLE))
+    if np.shape(batch[field]) != shape:
+        fail(field, str(shape), str(np.shape(batch[field])))
+    return batch[field]
 
 
 def normalise(frames, present=None):

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from avs_jax.errors import InputError, nearest
 from avs_jax.losses import avm
@@ -15,11 +14,20 @@ from avs_jax.losses.bce import masked_bce
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.losses.dice import soft_dice
 from avs_jax.methods import Method, Prediction
-from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, statistics, training_mask
+from avs_jax.methods.batch import (
+    IGNORE,
+    checked_frames,
+    checked_present,
+    fail,
+    normalise,
+    statistics,
+    training_mask,
+    vggish_sound,
+)
 from avs_jax.models import torch_keys
 from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
-from avs_jax.models.encoders.vggish import EMBEDDING
+from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE
 from avs_jax.models.fusion import tpavi
 from avs_jax.models.initialise import initialise
 from avs_jax.models.layers import wide
@@ -28,7 +36,6 @@ CLASSES = {"s4": 2, "ms3": 2, "avss": 71}  # with background
 AVM = {"s4": "none", "ms3": "av", "avss": "av"}  # what "auto" stands for: the public scripts' choices
 ATTEND = {"clip": None, "halves": 5, "frame": 1}  # frames that attend to each other; None = all of the clip
 BACKBONES = ("resnet10", "resnet18", "resnet50", "resnet101", *(f"pvt_v2_b{i}" for i in range(6)))
-EXAMPLE = (96, 64)  # one second of sound as VGGish hears it: time by frequency band
 
 
 class Output(NamedTuple):
@@ -382,28 +389,13 @@ def inputs_of(batch, network: Network):
     """
 
     frames = checked_frames(batch)
-    b, t, h, w, _ = frames.shape
+    t, h, w = frames.shape[1:4]
     if h % 32 or w % 32 or not h or not w:
         fail("frames", "height and width that are multiples of 32", f"{h} x {w}")
     window = ATTEND[network.attend] or t
     if network.stages and t % window:
         fail("frames", f"a multiple of {window} frames, which attend to each other", f"{t} frames")
-    present = batch.get("present")
-    if present is not None:
-        if np.shape(present) != (b, t):
-            fail("present", str((b, t)), str(np.shape(present)))
-        present = jnp.asarray(present, wide(network.dtype))
-    if not network.stages:
-        return frames, None, present
-    if "audio_embedding" in batch:
-        field, shape = "audio_embedding", (b, t, EMBEDDING)
-    elif "audio" in batch:
-        field, shape = "audio", (b, t, *EXAMPLE)
-    else:
-        fail("audio", "'audio' or 'audio_embedding' to be present", "fields " + ", ".join(sorted(batch)))
-    if np.shape(batch[field]) != shape:
-        fail(field, str(shape), str(np.shape(batch[field])))
-    return frames, batch[field], present
+    return frames, vggish_sound(batch) if network.stages else None, checked_present(batch, network.dtype)
 
 
 def example_inputs(network: Network):

@@ -16,6 +16,7 @@ from avs_jax.models.layers import Conv, Dense, max_pool, wide
 _STAGES = ((1,), (2,), (4, 4), (8, 8))  # multiples of the width; a 2x2 max-pool ends each stage
 _CONV_KEYS = (0, 3, 6, 8, 11, 13)
 EMBEDDING = 128
+EXAMPLE = (96, 64)  # one second of sound as it hears it: time by frequency band
 
 
 class VGGish(nn.Module):
