@@ -18,14 +18,13 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.losses.query_set import QueryLoss, deep_supervised_loss, dot_masks, self_supervised_loss, weighted_total
 from avs_jax.losses.query_targets import targets_from_labels
 from avs_jax.methods import Method, Prediction
-from avs_jax.methods.batch import checked_frames, fail, normalise, statistics
+from avs_jax.methods.batch import checked_frames, checked_present, fail, normalise, statistics, vggish_sound
 from avs_jax.models import query_decoder, query_masks
 from avs_jax.models.decoders.pixel import DECODERS
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders.vggish import EMBEDDING
 from avs_jax.models.initialise import initialise
-from avs_jax.models.layers import wide
-from avs_jax.models.transavs import EXAMPLE, Network, Output, example_inputs, torch_table
+from avs_jax.models.transavs import Network, Output, example_inputs, torch_table
 
 RESNETS = ("resnet10", "resnet18", "resnet50", "resnet101")
 SWINS = {
@@ -433,24 +432,10 @@ def inputs_of(batch, network: Network):
       InputError: a missing field or a wrong shape, named.
     """
     frames = checked_frames(batch)
-    b, t, h, w, _ = frames.shape
+    t, h, w = frames.shape[1:4]
     if min(h, w) < 32:
         fail("frames", "height and width of at least 32", f"{h} x {w}")
     if network.query_init == "clip" and t != network.num_frames:
         fail("frames", f"{network.num_frames} frames, whose sounds become one set of queries", f"{t} frames")
-    present = batch.get("present")
-    if present is not None:
-        if np.shape(present) != (b, t):
-            fail("present", str((b, t)), str(np.shape(present)))
-        present = jnp.asarray(present, wide(network.dtype))
-    if not network.hears:
-        return frames, None, present
-    if "audio_embedding" in batch:
-        field, shape = "audio_embedding", (b, t, EMBEDDING)
-    elif "audio" in batch:
-        field, shape = "audio", (b, t, *EXAMPLE)
-    else:
-        fail("audio", "'audio' or 'audio_embedding' to be present", "fields " + ", ".join(sorted(batch)))
-    if np.shape(batch[field]) != shape:
-        fail(field, str(shape), str(np.shape(batch[field])))
-    return frames, jnp.asarray(batch[field]), present
+    audio = jnp.asarray(vggish_sound(batch)) if network.hears else None
+    return frames, audio, checked_present(batch, network.dtype)

@@ -12,10 +12,8 @@ import jax.numpy as jnp
 from avs_jax.models import query_decoder, torch_keys
 from avs_jax.models.decoders.pixel import create_pixel_decoder
 from avs_jax.models.encoders import create_encoder
-from avs_jax.models.encoders.vggish import EMBEDDING
+from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE
 from avs_jax.models.layers import wide
-
-EXAMPLE = (96, 64)  # one second of sound as VGGish hears it: time by frequency band
 
 
 class Output(NamedTuple):
