@@ -78,7 +78,11 @@ class Log:
         if not self.active:
             return
         self._write(step, {f"eval/{k}": v for k, v in figures.items()}, {"eval_s": seconds})
-        head = ("miou", "fscore", "audio_gain")
+        head = (
+            ("miou", "fscore", "audio_gain", "miou_all_classes", "f1", "fdr")
+            if "f1" in figures
+            else ("miou", "fscore", "audio_gain")
+        )
         shown = {k: figures[k] for k in head if k in figures} or dict(list(figures.items())[:3])
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
         print(f"eval at step {step}:  {text}  ({_duration(seconds)})", flush=True)
