@@ -28,7 +28,9 @@ FULL = {"backbones": "resnet101,swin_b", "clips": "1,2", "queries": "300", "fram
         "targets": "1,8,20", "match_frames": 40, "loss_targets": "1", "loss_frames": "8,40", "repeats": 3}  # fmt: skip
 REDUCED = {"backbones": "resnet101", "clips": "1", "queries": "6", "frames": 2, "size": 32, "targets": "1,2",
            "match_frames": 3, "loss_targets": "2", "loss_frames": "2", "repeats": 1}  # fmt: skip
-TINY = {"width": 4, "encoder_layers": 0, "decoder_layers": 1}  # beside the recipe's own tiny scale
+TINY = {"width": 4, "dim": 8, "heads": 2, "ffn": 8, "encoder_layers": 0, "decoder_layers": 1,
+        "pixel_options": {"groups": 2}, "audio_width": 2, "audio_hidden": 8}  # fmt: skip
+TINY_BACKBONES = {"resnet": {"backbone": "resnet10"}, "swin": {"depths": [1, 1, 1, 1]}, "pvt": {}}
 
 
 # ---- What is measured, in the process of a case
@@ -171,7 +173,6 @@ def measure(case: dict) -> dict:
 
 def cases(args):
     """(title, what a count is of, case) for everything that the arguments ask for."""
-    options = (TINY if args.reduced else {}) | {"compute_dtype": args.precision} | args.options
     for part in args.parts.split(","):
         shared = {"part": part, "repeats": args.repeats, "size": args.size}
         for n in numbers(args.queries):
@@ -181,12 +182,11 @@ def cases(args):
                     yield f"assignment, {n} queries, {_targets(m)}", f"{args.match_frames} frames", shared | what
             elif part == "losses":
                 for title, of, what in loss_cases(args, n):
-                    yield title, of, shared | what | {"recipe": _recipe(args, "resnet101", n), "options": options}
+                    yield title, of, shared | what | network(args, "resnet101", n)
             else:
                 remats = args.remat.split(",") if part == "step" else ["false"]
                 for backbone, remat, clips in itertools.product(args.backbones.split(","), remats, numbers(args.clips)):
-                    what = {"clips": clips, "frames": args.frames, "recipe": _recipe(args, backbone, n),
-                            "options": options | {"remat": remat == "true"}}  # fmt: skip
+                    what = {"clips": clips, "frames": args.frames, **network(args, backbone, n, remat)}
                     title = f"{backbone}, {part}, {n} queries" + ", remat" * (remat == "true")
                     yield title, f"{clips * args.frames} frames", shared | what
 
@@ -205,9 +205,12 @@ def _targets(count: int) -> str:
     return f"{count} target" + "s" * (count > 1)
 
 
-def _recipe(args, backbone: str, queries: int) -> str:
-    tiny = ",dataset=synthetic,scale=tiny" * args.reduced
-    return f"transavs.py:setting={args.setting},backbone={backbone},queries={queries}{tiny}"
+def network(args, backbone: str, queries: int, remat: str = "false") -> dict:
+    """The recipe, and options of `avs_jax.create` that replace its own: the command line's over the reduced ones."""
+    kind = next((kind for kind in TINY_BACKBONES if backbone.startswith(kind)), "pvt")
+    options = TINY | TINY_BACKBONES[kind] if args.reduced else {}
+    options |= {"compute_dtype": args.precision, "remat": remat == "true"} | args.options
+    return {"recipe": f"transavs.py:setting={args.setting},backbone={backbone},queries={queries}", "options": options}
 
 
 def print_table(args, run) -> int:
