@@ -45,7 +45,7 @@ def on_canvas(images, seed=0, shape=CANVAS):
     return whole
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", ["deeplab", *(pytest.param(n, marks=pytest.mark.slow) for n in list(NETWORKS)[1:])])
 def test_network_sees_the_picture_alone(name):
     options, sizes = NETWORKS[name]
     method = avs_jax.create("cavp", **{**SMALL, **options})

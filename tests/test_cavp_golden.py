@@ -149,6 +149,7 @@ def test_parameter_groups_are_the_public_codes(name, options):
     assert found == want
 
 
+@pytest.mark.slow
 def test_parameter_counts():
     """The paper's table 3 gives 119.78 M for ResNet-50 with VGGish and 24 classes, what is never used included."""
     for options, million in (

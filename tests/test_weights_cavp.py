@@ -141,8 +141,8 @@ def test_checkpoints_as_the_public_code_saves_them(name, tmp_path):
     ("cavp_deeplab_r50", 58.238, "setting=vpo_ss,architecture=deeplab,backbone=resnet50"),
     ("cavp_deeplab_r101", 77.230, "setting=vpo_ss,architecture=deeplab,backbone=resnet101"),
     ("cavp_deeplab_r50_vgg_os16", 119.775, "setting=single_plus,architecture=deeplab,backbone=resnet50"),
-    ("cavp_hrnet", 100.984, "setting=vpo_ss,architecture=hrnet"),
-    ("cavp_ocr", 98.289, "setting=vpo_ss,architecture=ocr"),
+    pytest.param("cavp_hrnet", 100.984, "setting=vpo_ss,architecture=hrnet", marks=pytest.mark.slow),
+    pytest.param("cavp_ocr", 98.289, "setting=vpo_ss,architecture=ocr", marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_public_checkpoints_are_recognised_and_fit_exactly(name, millions, flags):
     keys = manifest(name)
