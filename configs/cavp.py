@@ -135,7 +135,8 @@ def _public_code(c, a, family):
 
 def _tiny(c, a):
     """Every part of the published system, narrow, on small pictures, from scratch in minutes on a CPU. From scratch
-    Adam is quicker than SGD with a rate of 1e-3, which is made for pretrained weights."""
+    Adam is quicker than SGD with a rate of 1e-3, which is made for pretrained weights. The pictures are few, as real ones
+    are for a real network: with five times as many there is nothing left for the pairs to teach (BENCHMARKS.md)."""
     c.method.update(channels=32, projector=32, audio_width=8, max_views=64)
     if a.architecture == "deeplab":
         c.method.update(backbone="resnet10", width=16, low=8)
@@ -155,12 +156,12 @@ def _tiny(c, a):
             if "pad" in split:
                 del split.pad
     else:
-        c.data.train.length = 2000
-    c.steps, c.epochs = 1000, 0.0
+        c.data.train.length = 400
+    c.steps, c.epochs = 700, 0.0
     c.loader.cache = True
     c.optimizer.update(name="adam", lr=2e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0, ema=0.99,
                        weight_decay=0.0, floor=0.0, lag=0)  # fmt: skip
     c.optimizer.groups = type(c.optimizer.groups)()
     c.eval.update(every_steps=0, max_clips=0, batch_size=4)
-    c.checkpoint.every_steps = 500
+    c.checkpoint.every_steps = 350
     c.log.update(every_steps=50, tensorboard=False)

@@ -146,9 +146,9 @@ def _tiny(c, a):
         c.method.train_audio = True  # from scratch, and nobody can name its sounds first
     c.steps, c.epochs = 800, 0.0
     if a.setting in STILL:  # the pictures and the length of configs/cavp.py's tiny scale
-        c.data.image_size, c.steps = 64, 1000
+        c.data.image_size, c.steps = 64, 700
         if a.dataset == "synthetic":
-            c.data.train.length = 2000
+            c.data.train.length = 400
     c.loader.cache = True
     c.augment.hflip = 0.5
     c.optimizer.update(lr=2.5e-3, schedule="cosine", warmup_steps=50, clip_norm=1.0, ema=0.99)
