@@ -135,8 +135,8 @@ def _public_code(c, a, family):
 
 def _tiny(c, a):
     """Every part of the published system, narrow, on small pictures, from scratch in minutes on a CPU. From scratch
-    Adam is quicker than SGD with a rate of 1e-3, which is made for pretrained weights. The pictures are few, as real ones
-    are for a real network: with five times as many there is nothing left for the pairs to teach (BENCHMARKS.md)."""
+    Adam is quicker than SGD with a rate of 1e-3, which is made for pretrained weights. The pictures are few, as real
+    ones are for a real network: with five times as many the pairs have nothing left to teach (BENCHMARKS.md)."""
     c.method.update(channels=32, projector=32, audio_width=8, max_views=64)
     if a.architecture == "deeplab":
         c.method.update(backbone="resnet10", width=16, low=8)
