@@ -45,20 +45,20 @@ def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
     for command in (inspect, convert):
         command.add_argument("--method", help="the method that the files together must fit")
         command.add_argument("--encoder", help="the encoder that the files together must fit")
-        command.add_argument("--options", default="", help="of either: name=value,...; lists in [brackets]")
+        command.add_argument("--options", default="", help="of either: name=value,...; lists and mappings as JSON")
         command.add_argument("--folder", default="weights", help="where fetched files lie (default: weights)")
     return parser.parse_args(argv)
 
 
 def options_of(text: str) -> dict:
-    """The options of "name=value,name=[1,2]": numbers, true, false, null and lists as such, anything else as text.
+    """The options of "name=value,name=[1,2]": numbers, true, false, null, lists and mappings as such, the rest as text.
 
     Raises:
       InputError: something else than name=value.
     """
     options, rest = {}, text.strip()
     while rest:
-        match = re.match(r"\s*(\w+)=(\[[^\]]*\]|[^,]*)(?:,|$)", rest)
+        match = re.match(r"\s*(\w+)=(\[[^\]]*\]|\{[^}]*\}|[^,]*)(?:,|$)", rest)
         if match is None:
             raise InputError("--options", expected="name=value,...", found=repr(rest))
         try:

@@ -4,25 +4,29 @@ import dataclasses
 import functools
 import hashlib
 import itertools
+import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 
 from avs_jax.errors import InputError
-from avs_jax.methods import cavp, create, tpavi
+from avs_jax.methods import cavp, create, tpavi, transavs
 from avs_jax.models.encoders import ENCODERS, create_encoder
 from avs_jax.models.torch_keys import Rule
 from avs_jax.weights import matching
 from avs_jax.weights.convert import initial, table_of
 from avs_jax.weights.files import Contents
 from avs_jax.weights.public import promised_hash
+from avs_jax.weights.recognition import TRANSAVS_KEYS, transavs_options
 
 # Candidates whose shapes are compared, after all whose keys are: shapes take a second each. Five Swins share all keys.
 _TRIED = 5
 _TPAVI_KEYS = ("tpavi_b", "output_conv.", "path1.")
+_SWINS = {full: name for name, full in transavs.SWINS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,10 +45,15 @@ class Candidate:
 
     @classmethod
     def of(cls, kind: str, name: str, words: str = "", **options) -> "Candidate":
-        text = ",".join(f"{k}={str(v).replace(' ', '')}" for k, v in options.items())
-        named, flags = (f" with {text}", f" --options {text}") if options else ("", "")
+        text = ",".join(f"{k}={_option_text(v)}" for k, v in options.items())
+        quoted = shlex.quote(text) if "{" in text else text
+        named, flags = (f" with {text}", f" --options {quoted}") if options else ("", "")
         build = {"encoder": create_encoder, "method": create}[kind]
         return cls(f"{kind} {name}{named}{words}", f"--{kind} {name}{flags}", functools.partial(build, name, **options))
+
+
+def _option_text(value) -> str:
+    return json.dumps(value, separators=(",", ":")) if isinstance(value, dict) else str(value).replace(" ", "")
 
 
 def summary(path: Path, contents: Contents) -> str:
@@ -108,18 +117,33 @@ def candidates(keys: Mapping[str, np.ndarray]) -> Iterator[Candidate]:
     """The known models that a state dict may be of."""
     for name in ENCODERS:
         if not name.endswith("resnet10"):  # ours alone: no public file
-            yield Candidate.of("encoder", name)
+            yield Candidate.of("encoder", name, _takers(name))
     if "conv1.0.weight" in keys or "conv3.weight" in keys:
         for name in ("resnet50", "resnet101"):
             yield Candidate.of("encoder", name, stem="deep")
     if "norm0.weight" in keys or "backbone.norm0.weight" in keys:
         for name in ENCODERS:
             if name.startswith("swin_"):
-                yield Candidate.of("encoder", name, output_norms=True)
+                yield Candidate.of("encoder", name, _takers(name), output_norms=True)
+    shapes = {key: np.shape(array) for key, array in keys.items()}
     if any(key.startswith("segment.") for key in keys):
-        yield _cavp({key: np.shape(array) for key, array in keys.items()})
+        yield _cavp(shapes)
+    if set(TRANSAVS_KEYS) <= set(keys):
+        options, others = transavs_options(shapes)
+        yield Candidate.of("method", "transavs", _or_settings(others), **options)
     if any(key.startswith(_TPAVI_KEYS) for key in keys):
         yield from _tpavi(keys)
+
+
+def _takers(encoder: str) -> str:
+    """Which methods take an encoder's own file."""
+    methods = [m for m, names in (("tpavi", tpavi.BACKBONES), ("transavs", transavs.BACKBONES)) if encoder in names]
+    backbone = _SWINS.get(encoder, encoder)
+    return f" (the image encoder of {' or '.join(methods)} with backbone={backbone})" if methods else ""
+
+
+def _or_settings(others: Sequence[str]) -> str:
+    return f" (or setting={' or '.join(others)}: the same network)" if others else ""
 
 
 def _tpavi(keys) -> Iterator[Candidate]:
@@ -134,7 +158,7 @@ def _tpavi(keys) -> Iterator[Candidate]:
         options["tpavi_stages"] = stages
     backbones = [name for name in tpavi.BACKBONES if name != "resnet10"]
     for setting, backbone in itertools.product(("ms3", "avss"), backbones):
-        words = " (or setting=s4: the same network)" if setting == "ms3" else ""
+        words = _or_settings(["s4"] if setting == "ms3" else [])
         yield Candidate.of("method", "tpavi", words, setting=setting, backbone=backbone, **options)
 
 
@@ -164,18 +188,17 @@ def _cavp(shapes: Mapping[str, tuple[int, ...]]) -> Candidate:
         options["audio_encoder"] = audio
     if shapes.get(f"{cavp.AUDIO_PREFIX}conv1.weight", (0, 1))[1:2] == (2,):
         options["audio_channels"] = 2
-    words = f" (or setting={' or '.join(same[1:])}: the same network)" if same[1:] else ""
-    return Candidate.of("method", "cavp", words, setting=setting, **options)
+    return Candidate.of("method", "cavp", _or_settings(same[1:]), setting=setting, **options)
 
 
 def best_fit(state_dict: Mapping[str, np.ndarray]) -> tuple[Candidate, matching.Match] | None:
     """The known model with the fewest faults, and its match; None where half of its keys or more are of no use."""
     ranked = []
     for candidate in candidates(state_dict):
-        table = table_of(candidate.build())
         try:
+            table = table_of(candidate.build())
             merged = matching.merge([state_dict], table)
-        except InputError:  # two namings of the same model in one file
+        except InputError:  # sizes that no model has, or two namings of the same model in one file
             continue
         needed = needed_by(merged, table)
         keys = {rule.key for rule in table.rules}
