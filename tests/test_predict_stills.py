@@ -13,6 +13,7 @@ from avs_jax.data.audio import vggish_log_mel
 from avs_jax.data.sources.synthetic import SyntheticSource
 from avs_jax.errors import InputError
 from avs_jax.pictures import COLOURS
+from avs_jax.predict import _size_option
 from avs_jax.prediction import output
 from avs_jax.prediction.run import seen_by
 
@@ -195,3 +196,14 @@ def test_what_a_run_sees_without_its_data_set():
     source = SyntheticSource("test", still=True, setting="semantic", front_end="waveform", seconds=0.5, length=2)
     there = seen_by("synthetic", {}, source)
     assert there["image_size"] == (64, 64) and there["num_frames"] == 1 and there["front_end"].seconds == 0.5
+
+
+@pytest.mark.parametrize("texts, size", [([], {}), (["64"], (64, 64)), (["48", "80"], (48, 80))])
+def test_image_size_flag(texts, size):
+    assert _size_option(texts) == ({"image_size": size} if size else {})
+
+
+@pytest.mark.parametrize("texts", [["abc"], ["0"], ["1", "2", "3"], ["-4"]])
+def test_image_size_flag_refuses(texts):
+    with pytest.raises(InputError, match="--image_size: expected a side"):
+        _size_option(texts)
