@@ -119,7 +119,8 @@ def _tiny(c, a):
     """Every part of the published system, narrow and shallow, from scratch in minutes on a CPU: a ResNet-10 for all
     ResNets, a small PVT or Swin for these. From scratch the encoder has the whole rate, and BatchNorms are trained."""
     kind = a.backbone.split("_")[0]
-    encoder = {"pvt": {"backbone": "pvt_v2_b0", "width": 8}, "swin": {"backbone": "swin_t", "width": 32}}
+    encoder = {"pvt": {"backbone": "pvt_v2_b0", "width": 8},
+               "swin": {"backbone": "swin_t", "width": 32, "depths": (2, 2, 2, 2)}}  # fmt: skip
     c.method.update(encoder.get(kind, {"backbone": "resnet10", "width": 16, "frozen_norm": False}))
     c.method.update(num_queries=TINY_QUERIES.get(a.queries, a.queries), dim=64, heads=4, ffn=128, encoder_layers=1,
                     decoder_layers=3, drop_path=0.0, audio_width=4, audio_hidden=256, remat=False)  # fmt: skip

@@ -80,10 +80,11 @@ def notes(setup: Setup, *more: str, rival: bool = True) -> tuple[str, ...]:
     said = ["Evaluated is the checkpoint that is best on the validation split."]
     if setup.scale == "tiny":
         c = config_of(transavs("ms3"), setup, 0)
+        side = c.data.image_size
         sizes = [config_of(transavs("ms3", queries=n), setup, 0).method.num_queries for n in (100, 300, 500)]
         said.append(
-            "At the tiny scale ResNets are a narrow ResNet-10 and Swin-B is a narrow Swin-T, from random weights, on "
-            f"pictures of {c.data.image_size} x {c.data.image_size} pixels; {c.method.encoder_layers} encoder and "
+            "At the tiny scale ResNets are a narrow ResNet-10 and Swin-B is a narrow Swin of two blocks a stage, from "
+            f"random weights, on pictures of {side} x {side} pixels; {c.method.encoder_layers} encoder and "
             f"{c.method.decoder_layers} decoder layers stand for 6 and 9, and {sizes[0]}, {sizes[1]} and {sizes[2]} "
             "queries for 100, 300 and 500."
         )
