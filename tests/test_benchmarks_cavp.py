@@ -23,6 +23,7 @@ def in_this_process(case):
     return cavp.measure(json.loads(json.dumps(case)))
 
 
+@pytest.mark.slow
 def test_every_part_prints_a_row_of_finite_numbers_for_each_case(capsys):
     args = cavp.parse(["--reduced", "--blocks=8", "--sounds=1"])
     assert cavp.print_table(args, in_this_process) == 0

@@ -18,6 +18,7 @@ def in_this_process(case):
     return transavs.measure(json.loads(json.dumps(case)))
 
 
+@pytest.mark.slow
 def test_every_part_prints_a_row_of_finite_numbers_for_each_case(capsys):
     args = transavs.parse(["--reduced", "--remat=false"])
     assert transavs.print_table(args, in_this_process) == 0
