@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 
+from avs_jax import overrides
 from avs_jax.errors import InputError, TrainingError, nearest
 
 
@@ -24,7 +25,11 @@ def run(main: Callable[[], int | None]) -> None:
     def parse(argv):
         try:
             _check_recipe(argv)
-            return flags.FLAGS(argv)
+            argv, options = overrides.take(argv, _recipe_config(argv))
+            sys.argv = argv  # where config_flags looks for the fields that are changed
+            rest = flags.FLAGS(argv)
+            overrides.apply(options, flags.FLAGS)
+            return rest
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
             _leave(_explain(error, argv), 2)
 
@@ -166,6 +171,17 @@ def _recipe(argv) -> tuple[str, str | None] | None:
     return None
 
 
+def _recipe_config(argv):
+    """What the recipe of --config says before fields are changed, or None where there is no recipe."""
+    import runpy
+
+    recipe = _recipe(argv)
+    get_config = runpy.run_path(recipe[0]).get("get_config") if recipe else None
+    if get_config is None:
+        return None
+    return get_config() if recipe[1] is None else get_config(recipe[1])
+
+
 def _check_recipe(argv):
     """config_flags puts off the error of a missing file until the config is read."""
     recipe = _recipe(argv)
@@ -186,13 +202,9 @@ def _explain(error: Exception, argv) -> str:
 
 def _unknown_field(argv) -> InputError | None:
     """The first --config.<field> that the recipe does not have."""
-    import runpy
-
-    recipe = _recipe(argv)
-    get_config = runpy.run_path(recipe[0]).get("get_config") if recipe else None
-    if get_config is None:
+    config = _recipe_config(argv)
+    if config is None:
         return None
-    config = get_config() if recipe[1] is None else get_config(recipe[1])
     for flag in argv:
         if not flag.lstrip("-").startswith("config."):
             continue

@@ -576,6 +576,8 @@ def test_nothing_to_load(tmp_path):
         (["--config.optimizer.lrr=1"], "--config.optimizer.lrr: expected a field of section 'optimizer'; found 'lrr'. "
          "Did you mean 'lr'?"),
         (["--config.lr=1"], "Did you mean '--config.optimizer.lr'?"),
+        (["--config.method.widht=4"], "--config.method.widht: expected a field of section 'method'; found 'widht'. "
+         "Did you mean 'width'?"),
         (["--confg=1"], "Did you mean: config"),
         (["--config.steps=many"], "invalid literal for int"),
     ],

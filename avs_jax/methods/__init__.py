@@ -75,8 +75,17 @@ def create(name: str, **options) -> Method:
     Raises:
       InputError: an unknown method or option, naming the nearest valid one.
     """
-    if name not in METHODS:
-        raise InputError("method.name", expected="the name of a method", found=repr(name), hint=nearest(name, METHODS))
-    build = importlib.import_module(METHODS[name]).create
+    build = create_function(name)
     check_options("method", f"'{name}'", options, list(inspect.signature(build).parameters))
     return build(**options)
+
+
+def create_function(name: str) -> Callable:
+    """The function that makes the method called `name`, whose keyword arguments are the method's options.
+
+    Raises:
+      InputError: an unknown method, naming the nearest valid one.
+    """
+    if name not in METHODS:
+        raise InputError("method.name", expected="the name of a method", found=repr(name), hint=nearest(name, METHODS))
+    return importlib.import_module(METHODS[name]).create
