@@ -49,6 +49,7 @@ class Method:
       instances: (variables, batch, count=10, confidence=0.0) -> `models.query_masks.Instances` of (B, T, ...): the
         objects that a method sees one by one, the most probable first; None where it sees only pixels.
       paired: training batches also hold other clips' sounds, `audio_shuffled` and `match` (`avs_jax.data.pairing`).
+      canvases: heeds `size`, so that pictures may lie on canvases larger than they are (`data.pad`).
       embed_audio: (params["audio"], windows of sound (N, ...) float32) -> (N, D) float32, the audio encoder alone, so
         that a frozen one runs once per clip; None where there is nothing to cache.
     """
@@ -67,6 +68,7 @@ class Method:
     instances: Callable | None = None
     embed_audio: Callable | None = None
     paired: bool = False
+    canvases: bool = False
 
 
 def create(name: str, **options) -> Method:

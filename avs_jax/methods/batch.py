@@ -9,6 +9,7 @@ from avs_jax.models.layers import wide
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's, of RGB in [0, 1]
 IGNORE = 255
+NO_CANVAS = "Set data.pad=0 with eval.batch_size=1 (pictures of their own size), or data.fit=crop (all of one size)."
 
 
 def fail(field: str, expected: str, found: str):
@@ -30,6 +31,17 @@ def checked_frames(batch):
     if frames.dtype != np.uint8 and not jnp.issubdtype(frames.dtype, jnp.floating):
         fail("frames", "uint8 RGB, or floats already normalised", str(frames.dtype))
     return frames
+
+
+def refuse_canvas(batch):
+    """For methods that look at whole frames, whatever lies around the pictures in them.
+
+    Raises:
+      InputError: the batch has `size`: its frames are canvases, larger than the pictures.
+    """
+    if "size" in batch:
+        raise InputError("batch field 'size'", expected="none: this method would see what lies around the pictures",
+                         found="frames that are canvases, of data.pad", hint=NO_CANVAS)  # fmt: skip
 
 
 def checked_present(batch, dtype=jnp.float32):

@@ -342,6 +342,7 @@ def _method(network: Network, options: dict) -> Method:
         attention=attention if network.fusion == "attention" else None,
         features=features,
         paired=paired,
+        canvases=True,
     )
 
 

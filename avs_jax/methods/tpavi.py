@@ -20,6 +20,7 @@ from avs_jax.methods.batch import (
     checked_present,
     fail,
     normalise,
+    refuse_canvas,
     statistics,
     training_mask,
     vggish_sound,
@@ -27,10 +28,9 @@ from avs_jax.methods.batch import (
 from avs_jax.models import torch_keys
 from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
-from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE
+from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE, vggish_embedding
 from avs_jax.models.fusion import tpavi
 from avs_jax.models.initialise import initialise
-from avs_jax.models.layers import wide
 
 CLASSES = {"s4": 2, "ms3": 2, "avss": 71}  # with background
 AVM = {"s4": "none", "ms3": "av", "avss": "av"}  # what "auto" stands for: the public scripts' choices
@@ -105,13 +105,8 @@ class Network(nn.Module):
         )
 
     def _hear(self, audio, present):
-        if audio.ndim == 3:  # already embedded
-            embedding = audio.astype(wide(self.dtype))
-        else:
-            vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
-            embedding = vggish(audio.reshape(-1, *audio.shape[2:])).reshape(*audio.shape[:2], EMBEDDING)
-            embedding = embedding if self.train_audio else jax.lax.stop_gradient(embedding)
-        return embedding if present is None else embedding * present[..., None]
+        vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
+        return vggish_embedding(vggish, audio, present, self.train_audio)
 
     def _fuse(self, visual, audio, stage, train):
         """Every run of frames that attend to each other is an item of its own."""
@@ -264,6 +259,7 @@ def _method(network: Network, options: dict) -> Method:
         return initialise(network, rng, *example_inputs(network))
 
     def loss(params, model_state, batch, rng, step):
+        refuse_canvas(batch)
         del step  # nothing here is scheduled
         frames, audio, present = inputs_of(batch, network)
         variables = {"params": params, **statistics(model_state)}
@@ -278,6 +274,7 @@ def _method(network: Network, options: dict) -> Method:
         return network.apply(variables, normalise(frames, present), audio, present)
 
     def run(variables, batch) -> Output:
+        refuse_canvas(batch)
         return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network))
 
     def predict(variables, batch) -> Prediction:

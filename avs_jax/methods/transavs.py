@@ -8,109 +8,53 @@ is an option.
 import dataclasses
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from avs_jax.errors import InputError, nearest
 from avs_jax.losses.query_set import QueryLoss, deep_supervised_loss, dot_masks, self_supervised_loss, weighted_total
 from avs_jax.losses.query_targets import targets_from_labels
-from avs_jax.methods import Method, Prediction
-from avs_jax.methods.batch import checked_frames, checked_present, fail, normalise, statistics, vggish_sound
-from avs_jax.models import query_decoder, query_masks
-from avs_jax.models.decoders.pixel import DECODERS
-from avs_jax.models.encoders import create_encoder
-from avs_jax.models.encoders.vggish import EMBEDDING
+from avs_jax.methods import Method, Prediction, transavs_views
+from avs_jax.methods.batch import (
+    checked_frames,
+    checked_present,
+    fail,
+    normalise,
+    refuse_canvas,
+    statistics,
+    vggish_sound,
+)
+from avs_jax.methods.transavs_options import SETTINGS, build_network
+from avs_jax.models import query_masks
 from avs_jax.models.initialise import initialise
 from avs_jax.models.transavs import Network, Output, example_inputs, torch_table
 
-RESNETS = ("resnet10", "resnet18", "resnet50", "resnet101")
-SWINS = {
-    **{f"swin_{size[0]}": f"swin_{size}_patch4_window7_224" for size in ("tiny", "small", "base", "large")},
-    **{f"swin_{size[0]}_384": f"swin_{size}_patch4_window12_384" for size in ("base", "large")},
-}
-BACKBONES = (*RESNETS, *SWINS, *SWINS.values(), *(f"pvt_v2_b{i}" for i in range(6)))
-
-
-class Setting(NamedTuple):
-    """A benchmark: classes with background (as many as a query tells apart, "no object" in place of background), frames
-    of a clip, targets of a frame at most."""
-
-    classes: int
-    frames: int
-    targets: int
-
-
-SETTINGS = {
-    "s4": Setting(2, 5, 1),
-    "ms3": Setting(2, 5, 1),
-    "avss": Setting(71, 10, 8),
-    **{name: Setting(22, 1, 8) for name in ("vpo_ss", "vpo_ms", "vpo_msmi")},
-    "single_plus": Setting(24, 1, 8),
-    "salient": Setting(2, 1, 1),
-}
-
 
 def create(
-    setting: str = "ms3",
-    backbone: str = "resnet101",
-    num_queries: int = 300,
-    query_init: str = "frame",
-    pixel_decoder: str = "fpn",
-    num_classes: int | None = None,
-    max_targets: int | None = None,
+    setting: str = "ms3", backbone: str = "resnet101", num_queries: int = 300, query_init: str = "frame",
+    pixel_decoder: str = "fpn", num_classes: int | None = None, max_targets: int | None = None,
     num_frames: int | None = None,
-    dim: int = 256,
-    heads: int = 8,
-    ffn: int = 2048,
-    encoder_layers: int = 6,
-    decoder_layers: int = 9,
-    dropout: float = 0.0,
-    drop_path: float = 0.3,
-    round_robin: str = "coarse_first",
-    decoder_self_attention: bool = True,
-    literal_attention: bool = False,
-    masked_attention: bool = False,
-    mask_mlp: bool = False,
-    class_prior: float = 0.01,
-    attention: str = "einsum",
-    pixel_options: Mapping[str, Any] | None = None,
-    frozen_norm: bool = True,
-    freeze_encoder: bool = False,
-    train_audio: bool = False,
-    width: int | None = None,
-    depths: Sequence[int] | None = None,
-    audio_width: int = 64,
+    # the transformer and the encoders
+    dim: int = 256, heads: int = 8, ffn: int = 2048, encoder_layers: int = 6, decoder_layers: int = 9,
+    dropout: float = 0.0, drop_path: float = 0.3, round_robin: str = "coarse_first",
+    decoder_self_attention: bool = True, literal_attention: bool = False, masked_attention: bool = False,
+    mask_mlp: bool = False, class_prior: float = 0.01, attention: str = "einsum",
+    pixel_options: Mapping[str, Any] | None = None, frozen_norm: bool = True, freeze_encoder: bool = False,
+    train_audio: bool = False, width: int | None = None, depths: Sequence[int] | None = None, audio_width: int = 64,
     audio_hidden: int = 4096,
-    train_frames: str = "auto",
-    aux_loss: bool = True,
-    aqdl_on: str = "encoder",
-    lambda_aqdl: float = 2.0,
-    lambda_aqml: float = 2.0,
-    lambda_class: float = 5.0,
-    lambda_dice: float = 5.0,
-    lambda_mask: float = 0.0,
-    aux_weight: float = 1.0,
-    focal_gamma: float = 2.0,
-    focal_alpha: float | None = 0.25,
-    dice: str = "linear",
-    compare_at: str = "full",
-    aqdl_form: str = "inv",
-    aqdl_normalize: bool = True,
-    d0: float = 1.0,
-    eps: float = 1e-2,
-    delta1: Sequence[float] = (0.55, 0.65),
-    delta2: Sequence[float] = (0.55, 0.65),
-    delta_every: int | None = None,
-    max_iter: int = 90_000,
-    include_unlabelled_ss: bool = False,
-    inference_rule: str = "argmax",
-    inference_threshold: float = 0.5,
-    remat: bool = False,
+    # the objective
+    train_frames: str = "auto", aux_loss: bool = True, aqdl_on: str = "encoder", lambda_aqdl: float = 2.0,
+    lambda_aqml: float = 2.0, lambda_class: float = 5.0, lambda_dice: float = 5.0, lambda_mask: float = 0.0,
+    aux_weight: float = 1.0, focal_gamma: float = 2.0, focal_alpha: float | None = 0.25, dice: str = "linear",
+    compare_at: str = "full", aqdl_form: str = "inv", aqdl_normalize: bool = True, d0: float = 1.0, eps: float = 1e-2,
+    delta1: Sequence[float] = (0.55, 0.65), delta2: Sequence[float] = (0.55, 0.65), delta_every: int | None = None,
+    max_iter: int = 90_000, include_unlabelled_ss: bool = False,
+    # prediction, memory and speed
+    inference_rule: str = "argmax", inference_threshold: float = 0.5, remat: bool = False,
     compute_dtype: str = "float32",
-) -> Method:
+) -> Method:  # fmt: skip
     """TransAVS as a `Method`. The defaults are the paper's, and its family's where it is silent.
 
     Args:
@@ -153,9 +97,9 @@ def create(
     Returns:
       A method that hears through "vggish", with num_classes = 1 for the binary settings. Batches hold `frames` (B, T,
       H, W, 3), any H and W, unless queries are learned `audio` (B, T, 96, 64) or `audio_embedding` (B, T, 128),
-      optionally `present` (B, T), and for the loss `labels`, `labelled` and optionally `valid`. Predictions have no
-      logits. Parameter groups: "encoder" and "head", each with a "/no_decay" part (norms and embeddings), "audio", and
-      "frozen".
+      optionally `present` (B, T), and for the loss `labels`, `labelled` and optionally `valid`; no `size`, which comes
+      of data.pad. Predictions have no logits. Parameter groups: "encoder" and "head", each with a "/no_decay" part
+      (norms and embeddings), "audio", and "frozen".
     Raises:
       InputError: an option out of its range.
     """
@@ -164,98 +108,9 @@ def create(
     return _method(build_network(options), options)
 
 
-def build_network(options: Mapping[str, Any]) -> Network:
-    """The network of `create`'s options.
-
-    Raises:
-      InputError: an option out of its range.
-    """
-    o = dict(options)
-    for option, valid in (
-        ("setting", SETTINGS), ("backbone", BACKBONES), ("query_init", query_decoder.QUERY_INITS),
-        ("pixel_decoder", DECODERS), ("round_robin", query_decoder.ROUND_ROBINS),
-        ("attention", query_decoder.ATTENTIONS), ("train_frames", ("auto", "all", "first")),
-        ("aqdl_on", ("encoder", "decoder")), ("inference_rule", query_masks.RULES),
-        ("compute_dtype", ("float32", "bfloat16")),
-    ):  # fmt: skip
-        if o[option] not in valid:
-            _refuse(option, " | ".join(valid), repr(o[option]), nearest(str(o[option]), valid))
-    setting = SETTINGS[o["setting"]]
-    for option, default in (("num_classes", setting.classes), ("max_targets", setting.targets),
-                            ("num_frames", setting.frames)):  # fmt: skip
-        o[option] = default if o[option] is None else o[option]
-    _check_numbers(o)
-    if o["query_init"] == "clip" and o["num_frames"] == 1:
-        _refuse("query_init", "'frame' or 'shared' for clips of one frame", "'clip'",
-                "All mixtures of one second's sound are multiples of it.")  # fmt: skip
-    style = query_decoder.Style(
-        heads=o["heads"], ffn=o["ffn"], dropout=o["dropout"], attention=o["attention"], literal=o["literal_attention"],
-        decoder_self_attention=o["decoder_self_attention"], dtype=jnp.dtype(o["compute_dtype"]),
-    )  # fmt: skip
-    transformer = ("encoder_layers", "decoder_layers", "round_robin", "masked_attention", "mask_mlp", "class_prior")
-    return Network(
-        backbone=SWINS.get(o["backbone"], o["backbone"]),
-        encoder_options=tuple(_encoder_options(o).items()),
-        freeze_encoder=o["freeze_encoder"],
-        pixel_decoder=o["pixel_decoder"],
-        pixel_options=tuple(o["pixel_options"].items()),
-        audio_options=(("width", o["audio_width"]), ("hidden", o["audio_hidden"])),
-        train_audio=o["train_audio"],
-        query_init=o["query_init"],
-        num_queries=o["num_queries"],
-        num_frames=o["num_frames"],
-        dim=o["dim"],
-        classes=o["num_classes"],
-        style=style,
-        transformer_options=tuple((k, o[k]) for k in transformer),
-        remat=o["remat"],
-        dtype=jnp.dtype(o["compute_dtype"]),
-    )
-
-
-def _encoder_options(o) -> dict:
-    found = {} if o["width"] is None else {"width": o["width"]}
-    if o["backbone"] in RESNETS:
-        found["frozen_norm"] = o["frozen_norm"]
-    else:
-        found["drop_path"] = o["drop_path"]
-    if o["backbone"].startswith("pvt"):
-        found["keys"] = "official"
-    if o["backbone"].startswith("swin"):
-        found |= {"output_norms": True, "remat": o["remat"]}
-        found |= {"depths": tuple(o["depths"])} if o["depths"] else {}
-    elif o["depths"]:
-        _refuse("depths", "None, or a Swin as backbone", str(o["depths"]))
-    return found
-
-
-def _check_numbers(o):
-    for option, least in (("num_queries", 1), ("num_classes", 2), ("max_targets", 1), ("num_frames", 1), ("dim", 4),
-                          ("heads", 1), ("ffn", 1), ("encoder_layers", 0), ("decoder_layers", 1), ("audio_width", 1),
-                          ("audio_hidden", 1), ("max_iter", 1)):  # fmt: skip
-        if not isinstance(o[option], int) or o[option] < least:
-            _refuse(option, f"an integer of at least {least}", repr(o[option]))
-    if o["width"] is not None and (not isinstance(o["width"], int) or o["width"] < 1):
-        _refuse("width", "a positive integer, or None", repr(o["width"]))
-    if o["dim"] % 4:
-        _refuse("dim", "a multiple of 4 (sine positions)", str(o["dim"]))
-    if o["dim"] % o["heads"]:
-        _refuse("heads", f"a divisor of the {o['dim']} channels", str(o["heads"]))
-    for option in ("dropout", "inference_threshold"):
-        if not 0 <= o[option] < 1:
-            _refuse(option, "a number in [0, 1)", repr(o[option]))
-    if not 0 < o["class_prior"] < 1:
-        _refuse("class_prior", "a number between 0 and 1", repr(o["class_prior"]))
-
-
-def _refuse(option, expected, found, hint=""):
-    raise InputError(f"method.{option}", expected=expected, found=found, hint=hint)
-
-
 def _method(network: Network, options: dict) -> Method:
-    objective = make_objective(network, options)
-    first = train_first(options)
-    rule = {"rule": options["inference_rule"], "threshold": options["inference_threshold"]}
+    forward = jax.jit(functools.partial(_forward, network), static_argnames="looks")
+    segment = jax.jit(functools.partial(_segment, network, options), static_argnames="size")
 
     def init(rng, batch=None):
         """Random variables; their shapes depend on the options only, so `batch` is checked and not used."""
@@ -263,7 +118,64 @@ def _method(network: Network, options: dict) -> Method:
             inputs_of(batch, network)
         return initialise(network, rng, *example_inputs(network))
 
+    def run(variables, batch, looks=False):
+        """(Output, what was stored where it `looks`) of a batch."""
+        refuse_canvas(batch)
+        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network), looks)
+
+    def predict(variables, batch) -> Prediction:
+        clips, size, present = np.shape(batch["frames"])[:2], np.shape(batch["frames"])[2:4], batch.get("present")
+        output, _ = run(variables, batch)
+        scores, labels = segment(output.queries, size, None if present is None else jnp.asarray(present))
+        return Prediction(None, scores.reshape(*clips, *scores.shape[1:]), labels.reshape(*clips, *size))
+
+    embed_audio = functools.partial(transavs_views.embed_audio, network)
+    return Method(
+        name="transavs",
+        options=options,
+        num_classes=1 if network.classes == 2 else network.classes,
+        front_end="vggish",
+        init=init,
+        loss=make_loss(network, options),
+        predict=predict,
+        param_groups=functools.partial(param_groups, network),
+        torch_keys=torch_table(network),
+        attention=functools.partial(transavs_views.attention, network, run),
+        features=functools.partial(transavs_views.features, network, run),
+        instances=functools.partial(transavs_views.instances, run),
+        embed_audio=embed_audio if network.hears else None,
+    )
+
+
+def _forward(network: Network, variables, frames, audio, present, looks=False):
+    """The network's Output, and its attention weights where it `looks`."""
+    return network.apply(variables, normalise(frames, present), audio, present,
+                         mutable=["intermediates"] if looks else [])  # fmt: skip
+
+
+def _segment(network: Network, options, queries, size, present):
+    """Scores and labels of frames; one that does not exist is background."""
+    masks = dot_masks(queries.embeddings[-1], queries.features)
+    found = query_masks.segment(queries.class_logits[-1], masks, size, rule=options["inference_rule"],
+                                threshold=options["inference_threshold"])  # fmt: skip
+    if present is None:
+        return found.scores, found.labels
+    there = present.reshape(-1, 1, 1) > 0
+    classes = found.scores.shape[-1]
+    nothing = jnp.zeros(classes) if network.classes == 2 else jnp.eye(classes)[0]
+    return jnp.where(there[..., None], found.scores, nothing), jnp.where(there, found.labels, 0)
+
+
+def make_loss(network: Network, options: Mapping[str, Any]):
+    """`Method.loss`: of the frames that training looks at, all of them or each clip's first.
+
+    Raises:
+      InputError: an option of the objective out of its range.
+    """
+    objective, first = make_objective(network, options), train_first(options)
+
     def loss(params, model_state, batch, rng, step):
+        refuse_canvas(batch)
         frames, audio, present = inputs_of(batch, network)
         if first:
             frames = frames[:, :1]
@@ -277,86 +189,7 @@ def _method(network: Network, options: dict) -> Method:
         total, metrics = objective(output, batch, step)
         return total, ({**model_state, **updated}, {"loss": total, **metrics})
 
-    @functools.partial(jax.jit, static_argnames="looks")
-    def forward(variables, frames, audio, present, looks=False):
-        """The network's Output, and its attention weights where it `looks`."""
-        return network.apply(variables, normalise(frames, present), audio, present,
-                             mutable=["intermediates"] if looks else [])  # fmt: skip
-
-    def run(variables, batch, looks=False):
-        return forward({"params": variables["params"], **statistics(variables)}, *inputs_of(batch, network), looks)
-
-    @functools.partial(jax.jit, static_argnames="size")
-    def segment(queries, size, present):
-        """Scores and labels of frames; one that does not exist is background."""
-        found = query_masks.segment(queries.class_logits[-1], dot_masks(queries.embeddings[-1], queries.features), size,
-                                    **rule)  # fmt: skip
-        scores, labels = found.scores, found.labels
-        if present is not None:
-            there = present.reshape(-1, 1, 1) > 0
-            empty = jnp.zeros(scores.shape[-1]) if network.classes == 2 else jnp.eye(scores.shape[-1])[0]
-            scores, labels = jnp.where(there[..., None], scores, empty), jnp.where(there, labels, 0)
-        return scores, labels
-
-    def predict(variables, batch) -> Prediction:
-        clips, size, present = np.shape(batch["frames"])[:2], np.shape(batch["frames"])[2:4], batch.get("present")
-        output, _ = run(variables, batch)
-        scores, labels = segment(output.queries, size, None if present is None else jnp.asarray(present))
-        return Prediction(None, scores.reshape(*clips, *scores.shape[1:]), labels.reshape(*clips, *size))
-
-    def instances(variables, batch, count: int = 10, confidence: float = 0.0) -> query_masks.Instances:
-        clips, size = np.shape(batch["frames"])[:2], np.shape(batch["frames"])[2:4]
-        queries = run(variables, batch)[0].queries
-        found = query_masks.instances(queries.class_logits[-1], dot_masks(queries.embeddings[-1], queries.features),
-                                      size, count=count, confidence=confidence)  # fmt: skip
-        return jax.tree.map(lambda x: x.reshape(*clips, *x.shape[1:]), found)
-
-    def attention(variables, batch):
-        """Where the queries look, on average by their probability of an object, in the last layer of each level."""
-        if not network.hears:
-            return {}
-        output, stored = run(variables, batch, looks=True)
-        p = 1 - jax.nn.softmax(output.queries.class_logits[-1])[..., -1]
-        layers, clips = options["decoder_layers"], np.shape(batch["frames"])[:2]
-        found = {}
-        for i in range(layers):
-            level = query_decoder.level_of(i, options["round_robin"])
-            (weights,) = stored["intermediates"]["transformer"][f"decoder{i}"]["cross_attention"]["weights"]
-            looked = jnp.einsum("fn,fnp->fp", p / p.sum(1, keepdims=True), weights)
-            found[f"stage{4 - level}"] = looked.reshape(*clips, *output.levels[level].shape[1:3], 1)
-        return dict(sorted(found.items()))
-
-    def features(variables, batch):
-        output, clips = run(variables, batch)[0], np.shape(batch["frames"])[:2]
-        maps = (output.queries.features, *reversed(output.levels))
-        visual = {f"stage{i}": x.reshape(*clips, *x.shape[1:]) for i, x in enumerate(maps, 1)}
-        if not network.hears:
-            return {"visual": visual, "audio": {}}
-        embedding = batch.get("audio_embedding")
-        if embedding is None:
-            audio = jnp.asarray(batch["audio"])
-            embedding = embed_audio(variables["params"]["audio"], audio.reshape(-1, *audio.shape[2:]))
-        return {"visual": visual, "audio": {"embedding": embedding.reshape(*clips, EMBEDDING)}}
-
-    def embed_audio(params, audio):
-        vggish = create_encoder("vggish", **dict(network.audio_options), dtype=network.dtype)
-        return vggish.apply({"params": params}, audio)
-
-    return Method(
-        name="transavs",
-        options=options,
-        num_classes=1 if network.classes == 2 else network.classes,
-        front_end="vggish",
-        init=init,
-        loss=loss,
-        predict=predict,
-        param_groups=functools.partial(param_groups, network),
-        torch_keys=torch_table(network),
-        attention=attention,
-        features=features,
-        instances=instances,
-        embed_audio=embed_audio if network.hears else None,
-    )
+    return loss
 
 
 def train_first(options: Mapping[str, Any]) -> bool:

@@ -12,8 +12,7 @@ import jax.numpy as jnp
 from avs_jax.models import query_decoder, torch_keys
 from avs_jax.models.decoders.pixel import create_pixel_decoder
 from avs_jax.models.encoders import create_encoder
-from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE
-from avs_jax.models.layers import wide
+from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE, vggish_embedding
 
 
 class Output(NamedTuple):
@@ -82,13 +81,8 @@ class Network(nn.Module):
         return make_pixel_decoder(self).copy(name="pixel_decoder")(maps, train)
 
     def _hear(self, audio, present):
-        if audio.ndim == 3:  # already embedded
-            embedding = audio.astype(wide(self.dtype))
-        else:
-            vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
-            embedding = vggish(audio.reshape(-1, *audio.shape[2:])).reshape(*audio.shape[:2], EMBEDDING)
-            embedding = embedding if self.train_audio else jax.lax.stop_gradient(embedding)
-        return embedding if present is None else embedding * present[..., None]
+        vggish = create_encoder("vggish", **dict(self.audio_options), dtype=self.dtype).copy(name="audio")
+        return vggish_embedding(vggish, audio, present, self.train_audio)
 
 
 def make_pixel_decoder(network: Network):

@@ -15,6 +15,7 @@ from avs_jax.data.pipeline import Cached
 from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.methods import Method, create
+from avs_jax.methods.batch import NO_CANVAS
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -126,11 +127,28 @@ def load_pretrained(config, method, variables):
     return load_pretrained(method, variables, config.pretrained)
 
 
+def check_canvases(config, method) -> None:
+    """Refuses, before the training rather than at its first evaluation, pictures on canvases that the method would see.
+
+    Raises:
+      InputError: the data to evaluate on are padded (`data.pad`), and the method looks at all of a frame.
+    """
+    for split in ("eval", "test"):
+        pad = configs.split_options(config, split).get("pad")
+        if pad and not method.canvases:
+            expected = f"0: '{method.name}' would see what lies around the pictures"
+            raise InputError(f"data.{split}.pad", expected=expected, found=repr(pad), hint=NO_CANVAS)
+
+
 def evaluator(config, method, embed=None):
     """TrainState -> figures on the eval split, which is opened when first needed.
 
     embed: an `avs_jax.training.embeddings.Embedder`, where the audio encoder is frozen.
+
+    Raises:
+      InputError: the data to evaluate on are not for the method.
     """
+    check_canvases(config, method)
     source = None
     conditions = ("true",)
     if config.eval.best in ("audio_gain", "j_swap", "j_silence", "j_noise"):

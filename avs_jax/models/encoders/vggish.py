@@ -79,6 +79,23 @@ class VGGish(nn.Module):
         return torch_keys.Table(tuple(rules), ignored=ignored, fresh=fresh, published=published)
 
 
+def vggish_embedding(vggish: VGGish, audio, present=None, learns: bool = False):
+    """Each second's embedding, (B, T, 128) float32.
+
+    Args:
+      vggish: runs only where the sound is not embedded yet.
+      audio: (B, T, 96, 64) log-mel examples, or (B, T, 128), already embedded.
+      present: (B, T) float32, 0 for seconds that only fill up a clip and become zero; None: all are there.
+      learns: gradients reach `vggish`.
+    """
+    if audio.ndim == 3:
+        embedding = audio.astype(wide(vggish.dtype))
+    else:
+        embedding = vggish(audio.reshape(-1, *audio.shape[2:])).reshape(*audio.shape[:2], -1)
+        embedding = embedding if learns else jax.lax.stop_gradient(embedding)
+    return embedding if present is None else embedding * present[..., None]
+
+
 def rescaled(params, factor: float):
     """Parameters whose embeddings are `factor` (above 0) times as large: the last layer is linear up to its ReLU."""
     return {**params, "dense2": jax.tree.map(lambda p: p * factor, params["dense2"])}
