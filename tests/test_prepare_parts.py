@@ -6,6 +6,10 @@ golden/opencv_resize.npz is OpenCV 5.0's `resize` of `noise(h, w)`.
 import io
 import os
 import pickletools
+import signal
+import subprocess
+import sys
+from concurrent.futures import _base
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +24,8 @@ from avs_jax.data.prepare.torch_pickle import tensor_pickle
 from avs_jax.errors import InputError
 from avs_jax.torch_files import read_torch_pickle
 
-GOLDEN = Path(__file__).parent / "golden"
+ROOT = Path(__file__).parent.parent
+GOLDEN = ROOT / "tests" / "golden"
 
 
 def noise(height, width):
@@ -139,3 +144,38 @@ def test_an_item_that_ends_its_process_does_not_end_the_work():
     assert found == {0: 1, 1: 4, 2: runner.Crashed, 3: 16}
     with pytest.raises(InputError, match="no 5"):
         dict(runner.run(fragile, [1, 5, 2], 1))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_while_it_holds_the_pools_locks(monkeypatch, number):
+    """An exception in this moment would leave them locked, and the pool waiting for them."""
+    taking, asked = _base._AcquireFutures.__enter__, []
+
+    def interrupted(futures):
+        taking(futures)
+        if not asked:
+            asked.append(number)
+            signal.raise_signal(number)
+
+    previous = signal.signal(number, signal.default_int_handler)
+    monkeypatch.setattr(_base._AcquireFutures, "__enter__", interrupted)
+    found = []
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            found.extend(runner.run(fragile, [1, 2, 4, 6, 7, 8], 1))
+    finally:
+        signal.signal(number, previous)
+    assert asked and found == [(0, 1)]
+
+
+def test_second_interruption_ends_at_once():
+    code = (
+        "import signal; from avs_jax.data.prepare.runner import _Interruption\n"
+        "with _Interruption():\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('goes on', flush=True)\n"
+        "    signal.raise_signal(signal.SIGINT)\n"
+        "    print('not reached', flush=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "goes on\n", "\ninterrupted\n")

@@ -23,26 +23,64 @@ def run(work: Callable[[Any], Any], items: Sequence[Any], workers: int) -> Itera
       items: what it is called with, pickled on the way.
       workers: processes; 0 does the work here.
     Raises:
-      whatever `work` raises; items not yet begun are dropped, those under way are finished, as on a KeyboardInterrupt.
+      KeyboardInterrupt: Ctrl-C, before the next result is waited for; whatever `work` raises. Items not yet begun are
+        dropped, those under way are finished. A second Ctrl-C ends this process and the others at once.
     """
     if workers == 0:
         for position, item in enumerate(items):
             yield position, work(item)
         return
     waiting = deque(enumerate(items))
-    while waiting:
-        # A process that dies takes its pool down: all that was under way is tried again, each item by itself.
-        for entry in (yield from _until_crash(work, waiting, min(workers, len(waiting)))):
-            if (yield from _until_crash(work, deque([entry]), 1)):
-                yield entry[0], Crashed
+    with _Interruption() as interruption:
+        while waiting:
+            # A process that dies takes its pool down: all that was under way is tried again, each item by itself.
+            for entry in (yield from _until_crash(work, waiting, min(workers, len(waiting)), interruption)):
+                if (yield from _until_crash(work, deque([entry]), 1, interruption)):
+                    yield entry[0], Crashed
+        interruption.check()
 
 
-def _until_crash(work, waiting: deque, workers: int) -> Generator[tuple[int, Any], None, list[tuple[int, Any]]]:
+class _Interruption:
+    """Keeps the signals that would raise KeyboardInterrupt until `check`, where no lock is held.
+
+    By itself the exception comes between any two instructions. Where it hits the main thread while this holds the lock
+    of a future, nobody gives the lock back: the pool's own thread waits for it, and the shutdown for that thread.
+    """
+
+    def __init__(self):
+        self._came, self._previous = False, {}
+
+    def __enter__(self):
+        if threading.current_thread() is threading.main_thread():  # Python allows handlers nowhere else
+            for number in (signal.SIGINT, signal.SIGTERM):
+                if signal.getsignal(number) is signal.default_int_handler:
+                    self._previous[number] = signal.signal(number, self._keep)
+        return self
+
+    def __exit__(self, *_):
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _keep(self, number, frame):
+        if self._came:  # the user does not want to wait for what is under way
+            os.write(2, b"\ninterrupted\n")
+            os._exit(128 + number)
+        self._came = True
+
+    def check(self):
+        if self._came:
+            raise KeyboardInterrupt
+
+
+def _until_crash(
+    work, waiting: deque, workers: int, interruption: _Interruption
+) -> Generator[tuple[int, Any], None, list[tuple[int, Any]]]:
     """Works `waiting` off; after a crash returns the entries that were under way."""
     pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_begin)
     running: dict[Any, tuple[int, Any]] = {}
     try:
         while waiting or running:
+            interruption.check()
             while waiting and len(running) < 2 * workers:  # one ahead each: no process waits, and little is lost
                 running[pool.submit(work, waiting[0][1])] = waiting[0]
                 waiting.popleft()
