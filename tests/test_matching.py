@@ -50,6 +50,13 @@ def test_least_cost_as_scipy_finds_it(n, m):
         check(cost, valid, match)
 
 
+@pytest.mark.parametrize("n, m", [(9, 4), (5, 8), (30, 1)])
+def test_equal_costs_still_give_each_target_a_query_of_its_own(n, m):
+    cost = np.full((m + 1, n, m), 0.7, np.float32)
+    valid = np.tri(m + 1, m, -1, dtype=bool)  # 0 .. m targets
+    check(cost, valid, np.asarray(compiled(n, m)(cost, valid)))
+
+
 def test_what_padding_says_does_not_matter():
     rng = np.random.default_rng(0)
     cost = costs(rng, "real", 9, 4)

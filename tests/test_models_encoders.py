@@ -1,5 +1,6 @@
 """Encoders against torchvision's and the public VGGish's numbers; layers against their definitions."""
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +9,7 @@ from goldens import detweights, error, image, load, nhwc, weights
 
 import avs_jax
 from avs_jax.models.initialise import initialise
-from avs_jax.models.layers import adaptive_max_pool, max_pool, resize_aligned, upsample2x
+from avs_jax.models.layers import Dense, adaptive_max_pool, max_pool, resize_aligned, upsample2x
 
 EXACT = 2e-5
 
@@ -138,6 +139,14 @@ def test_initial_values_are_pytorchs_and_a_function_of_the_key():
     assert (one["params"]["bn1"]["scale"] == 1).all() and (one["batch_stats"]["bn1"]["var"] == 1).all()
     shapes = jax.eval_shape(encoder.init, jax.random.key(0), encoder.example_input())
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), one, dict(shapes)))
+
+
+def test_a_value_lost_in_a_transformation_is_not_passed_over():
+    """What nn.remat returns of an initialiser is another array than the one that was made."""
+    x, key = jnp.ones((2, 5)), jax.random.key(0)
+    assert np.std(initialise(Dense(3), key, x)["params"]["kernel"]) > 0
+    with pytest.raises(RuntimeError, match="initial value"):
+        initialise(nn.remat(Dense)(3), key, x)
 
 
 def test_frozen_norms_train_as_they_evaluate_and_never_change():

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from encoder_goldens import case, check_maps
 from flax import errors as flax_errors
 
 import avs_jax
@@ -34,29 +35,15 @@ TAPS = {  # golden tap -> module whose output it is
 def test_features_of_base(tag):
     encoder = create_encoder(BASE, mode=tag.split("_")[0], final_norm=True)
     variables = load_torch(encoder, goldens.weights(BASE))
-    g = {k.removeprefix(f"{tag}/"): v for k, v in goldens.load(BASE).items() if k.startswith(tag)}
-    images = goldens.nhwc(goldens.image(tuple(g["input_shape"]), g["seed"]))
+    g = goldens.load(BASE)
     keep = set(TAPS.values())
     run = jax.jit(lambda v, x: encoder.apply(v, x, capture_intermediates=lambda m, _: m.name in keep))
-    maps, captured = run(variables, images)
-    np.testing.assert_array_equal(maps[3], captured["intermediates"]["norm4"]["__call__"][0])
-    for tap, owner in TAPS.items():
-        got = captured["intermediates"][owner]["__call__"][0]
-        if tap in ("stage1", "stage2", "stage3"):
-            np.testing.assert_array_equal(got, maps[int(tap[-1]) - 1])
-        got = np.moveaxis(np.asarray(got), -1, 1)
-        part = {k.removeprefix(f"{tap}/"): v for k, v in g.items() if k.startswith(f"{tap}/")}
-        c, h, w = part["stride"]
-        every, largest = max(1, got.shape[1] // 8), part["absmax_gap32"][0]
-        assert got.shape == tuple(part["shape"])
-        for name, value in (
-            ("slice", got[:, ::c, ::h, ::w]),
-            ("last_row", got[:, ::every, -1, :]),
-            ("last_col", got[:, ::every, :, -1]),
-            ("mean", got.mean((0, 2, 3), dtype=np.float64)),
-            ("std", got.std((0, 2, 3), dtype=np.float64)),
-        ):
-            assert np.abs(value - part[name]).max() < 5e-6 * largest, (tap, name)
+    maps, captured = run(variables, case(g, tag))
+    found = {tap: captured["intermediates"][owner]["__call__"][0] for tap, owner in TAPS.items()}
+    np.testing.assert_array_equal(maps[3], found["norm"])
+    for i in range(3):
+        np.testing.assert_array_equal(maps[i], found[f"stage{i + 1}"])
+    check_maps(g, tag, found)
 
 
 # --- windows, by their definition ------------------------------------------------------------------------------------
@@ -252,7 +239,7 @@ def test_what_the_backward_pass_keeps(tiny):
     assert weights[0] >= 8 and weights[1] == 0
     assert sum(map(np.prod, less)) < 0.3 * sum(map(np.prod, whole))
     again = initialise(encoder.clone(remat=True), jax.random.key(0), encoder.example_input())
-    assert jax.tree.structure(again) == jax.tree.structure(variables)
+    jax.tree.map(np.testing.assert_array_equal, again, variables)
 
 
 def test_initial_values(tiny):

@@ -1,59 +1,27 @@
-"""TransAVS as a method: attention, options, symmetries, what counts in the loss, training, weights there and back."""
+"""TransAVS as a method: options, views, what counts in the loss, training, weights there and back."""
 
 import dataclasses
 import importlib.util
 import inspect
 import json
 import shutil
-import types
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
+from transavs_small import SMALL, assert_same_gradients, confident, losses_of, make_batch
 
 import avs_jax
 from avs_jax.errors import InputError
-from avs_jax.losses.query_set import QueryLoss, dot_masks
+from avs_jax.losses.query_set import QueryLoss
 from avs_jax.methods import transavs
-from avs_jax.models import query_decoder
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.initialise import initialise
-from avs_jax.models.query_decoder import Style
 from avs_jax.train import train
 from avs_jax.training import build
 
 ROOT = Path(__file__).parent.parent
-SMALL = {"backbone": "resnet10", "width": 4, "num_queries": 8, "dim": 16, "heads": 4, "ffn": 8, "encoder_layers": 1,
-         "decoder_layers": 2, "audio_width": 2, "audio_hidden": 8, "pixel_options": {"groups": 4},
-         "max_iter": 100}  # fmt: skip
-
-
-def make_batch(b=2, t=3, size=(32, 32), classes=2, seed=0):
-    r = np.random.default_rng(seed)
-    labels = np.zeros((b, t, *size), np.uint8)
-    labels[:, :, 4:20, 8:24] = r.integers(1, classes, (b, t, 1, 1))
-    labels[:, :, :, -2:] = 255
-    return {
-        "frames": r.integers(0, 256, (b, t, *size, 3), dtype=np.uint8),
-        "audio_embedding": np.abs(r.normal(size=(b, t, 128))).astype(np.float32),
-        "labels": labels,
-        "labelled": np.ones((b, t), bool),
-        "present": np.ones((b, t), bool),
-        "valid": np.ones(b, bool),
-    }
-
-
-def confident(variables):
-    """The variables with heads that find objects, as trained ones do: fresh ones find none."""
-    transformer = dict(variables["params"]["transformer"])
-    head = transformer["class_head"]
-    drawn = 0.1 * jax.random.normal(jax.random.key(5), head["kernel"].shape)
-    transformer["class_head"] = {"kernel": drawn, "bias": jnp.zeros_like(head["bias"]).at[0].set(2.0)}
-    drawn = jax.random.normal(jax.random.key(6), transformer["mask_features"]["kernel"].shape)
-    transformer["mask_features"] = {**transformer["mask_features"], "kernel": drawn}
-    return {**variables, "params": {**variables["params"], "transformer": transformer}}
 
 
 @pytest.fixture(scope="module")
@@ -62,196 +30,9 @@ def small():
     return method, confident(method.init(jax.random.key(0), make_batch()))
 
 
-def losses_of(method):
-    """The method's loss and gradients, compiled once: (variables, batch, step) -> ((loss, (state, metrics)), grads)."""
-    run = jax.jit(jax.value_and_grad(method.loss, has_aux=True))
-
-    def call(variables, batch, step=0, seed=0):
-        state = {k: v for k, v in variables.items() if k != "params"}
-        return run(variables["params"], state, batch, jax.random.key(seed), step)
-
-    return call
-
-
 @pytest.fixture(scope="module")
 def small_loss(small):
     return losses_of(small[0])
-
-
-def assert_same_gradients(found, wanted):
-    """Up to rounding; some, of keys' biases, are zero but for it."""
-    atol = 1e-5 * max(np.abs(g).max() for g in jax.tree.leaves(wanted))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=atol), found, wanted)
-
-
-# ---- Attention and layers
-
-
-def projected(rng, shape):
-    return jnp.asarray(rng.normal(size=shape), jnp.float32)
-
-
-def test_attention_as_defined_both_ways():
-    r = np.random.default_rng(0)
-    q, k, v = projected(r, (2, 5, 3, 4)), projected(r, (2, 7, 3, 4)), projected(r, (2, 7, 3, 4))
-    mask = r.random((2, 5, 7)) < 0.5
-    mask[..., 0] = True
-    for allowed in (None, mask):
-        scores = np.einsum("fnhc,fphc->fhnp", q, k) / 2
-        scores = scores if allowed is None else np.where(allowed[:, None], scores, -np.inf)
-        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-        want = np.einsum("fhnp,fphc->fnhc", weights, v)
-        for how in query_decoder.ATTENTIONS:
-            np.testing.assert_allclose(query_decoder.attend(q, k, v, allowed, how), want, atol=1e-5)
-
-
-def test_cudnns_kernel_is_asked_for_only_where_it_runs(monkeypatch):
-    asked, device = [], types.SimpleNamespace(client=types.SimpleNamespace(platform_version="cuda 13"))
-
-    def implementation(dtype=jnp.bfloat16, n=6, p=8, c=16, mask=None, capability="8.0", how="cudnn"):
-        device.compute_capability = capability
-        q, k = jnp.zeros((2, n, 1, c), dtype), jnp.zeros((2, p, 1, c), dtype)
-        query_decoder.attend(q, k, k, mask, how)
-        return asked.pop()
-
-    assert not query_decoder._cudnn_runs(*[jnp.zeros((2, 6, 1, 16), jnp.bfloat16)] * 2)  # on a CPU
-    monkeypatch.setattr(jax.nn, "dot_product_attention", lambda *_, **options: asked.append(options["implementation"]))
-    monkeypatch.setattr(jax, "devices", lambda: [device])
-    assert implementation() == implementation(jnp.float16, capability="9.0", c=128) == "cudnn"
-    for no in (dict(dtype=jnp.float32), dict(c=12), dict(c=256), dict(n=5), dict(p=49), dict(capability="7.5"),
-               dict(mask=jnp.ones((2, 6, 8), bool)), dict(how="dot_product")):  # fmt: skip
-        assert implementation(**no) == "xla", no
-    device.client.platform_version = "rocm 7"
-    assert implementation(capability="gfx90a") == "xla"
-
-
-def test_literal_layers_are_equations_3_and_6():
-    r = np.random.default_rng(0)
-    style = Style(heads=2, ffn=8, literal=True)
-    x, positions = projected(r, (2, 5, 8)), projected(r, (5, 8))
-    memory, places = projected(r, (2, 6, 8)), projected(r, (6, 8))
-
-    def attention(p, queries, keys, values):
-        q, k, v = queries @ p["q"]["kernel"], keys @ p["k"]["kernel"], values @ p["v"]["kernel"]
-        scores = np.einsum("fnd,fpd->fnp", q, k) / np.sqrt(8)
-        weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
-        return np.einsum("fnp,fpd->fnd", weights, v)
-
-    y, v = query_decoder.EncoderLayer(style).init_with_output(jax.random.key(0), x, positions)
-    assert set(v["params"]) == {"self_attention"} and set(v["params"]["self_attention"]) == {"q", "k", "v"}
-    p = v["params"]["self_attention"]
-    np.testing.assert_allclose(y, x + attention(p, x + positions, x + positions, x), atol=1e-5)
-    y, v = query_decoder.DecoderLayer(style).init_with_output(jax.random.key(0), x, positions, memory, places)
-    p = v["params"].pop("cross_attention")
-    assert not v["params"]
-    np.testing.assert_allclose(y, x + attention(p, x + positions, memory + places, memory), atol=1e-5)
-
-
-def transformer_inputs(n=6, d=8, seed=0):
-    r = np.random.default_rng(seed)
-    levels = [projected(r, (2, side, side + 1, d)) for side in (1, 2, 4)]
-    return projected(r, (2, n, d)), levels, projected(r, (2, 8, 9, 12))
-
-
-def transformer(**options):
-    style = Style(heads=2, ffn=8, **{k: options.pop(k) for k in Style._fields if k in options})
-    module = query_decoder.QueryTransformer(3, style, **{"encoder_layers": 1, "decoder_layers": 3, **options})
-    return module, initialise(module, jax.random.key(0), *transformer_inputs())
-
-
-TRANSFORMERS = {
-    "default": {},
-    "dot_product": {"attention": "dot_product", "masked_attention": True},
-    "masked, mlp": {"masked_attention": True, "mask_mlp": True},
-    "literal, paper": {"literal": True, "round_robin": "paper"},
-    "no self-attention": {"decoder_self_attention": False, "encoder_layers": 0},
-}
-
-
-@pytest.mark.parametrize("options", TRANSFORMERS.values(), ids=TRANSFORMERS)
-def test_permuted_queries_give_permuted_outputs(options):
-    module, variables = transformer(**options)
-    queries, levels, masks = transformer_inputs()
-    order = np.random.default_rng(0).permutation(6)
-    params = {**variables["params"], "query_positions": variables["params"]["query_positions"][order]}
-    apply = jax.jit(module.apply)
-    one, other = apply(variables, queries, levels, masks), apply({"params": params}, queries[:, order], levels, masks)
-    assert one.class_logits.shape == (4, 2, 6, 3) and one.embeddings.shape == (4, 2, 6, 8)
-    assert one.features.shape == (2, 8, 9, 8)
-    for key in ("class_logits", "embeddings"):
-        a, b = (np.asarray(getattr(x, key)) for x in (one, other))
-        np.testing.assert_allclose(a[:, :, order], b, atol=1e-4)
-        assert np.abs(a[1:] - a[:-1]).max((1, 2, 3)).min() > 1e-3  # every layer changes them
-    assert np.abs(one.decoded - one.encoded).max() > 1e-3
-
-
-def test_both_attentions_and_rematerialisation_agree():
-    queries, levels, masks = transformer_inputs()
-    _, variables = transformer()
-
-    def run(**options):
-        module, _ = transformer(**options)
-
-        def total(params):
-            out = module.apply({"params": params}, queries, levels, masks)
-            return jnp.square(dot_masks(out.embeddings[-1], out.features)).sum() + jnp.square(out.class_logits).sum()
-
-        return jax.jit(jax.value_and_grad(total))(variables["params"])
-
-    value, grads = run()
-    for options in ({"attention": "dot_product"}, {"remat": True}):
-        other, found = run(**options)
-        np.testing.assert_allclose(other, value, rtol=1e-5)
-        assert_same_gradients(found, grads)
-    module, _ = transformer(all_layers=False)
-    last, full = (m.apply(variables, queries, levels, masks) for m in (module, transformer()[0]))
-    np.testing.assert_array_equal(last.class_logits, full.class_logits[-1:])
-
-
-def test_masked_attention_looks_into_its_masks():
-    r = np.random.default_rng(0)
-    embeddings, features = projected(r, (2, 6, 8)), projected(r, (2, 8, 8, 8))
-    embeddings = embeddings.at[0, 0].set(0).at[1, 1].set(-features[1].mean((0, 1)) * 1e3)
-    logits = dot_masks(embeddings, features)
-    small = np.asarray(logits).reshape(2, 6, 4, 2, 4, 2).mean((3, 5)).reshape(2, 6, 16)  # half size, half-pixel centres
-    want = (small >= 0) | (small < 0).all(-1, keepdims=True)
-    found = query_decoder._allowed(embeddings, query_decoder._shrunk(features, (4, 4)))
-    np.testing.assert_array_equal(found, want)
-    assert found[0, 0].all() and not want.all()
-    blocked = query_decoder._allowed(-jnp.ones((1, 1, 2)), jnp.ones((1, 2, 2, 2)))
-    assert blocked.all()
-
-
-def test_order_of_levels_and_prior():
-    assert [query_decoder.level_of(i, "coarse_first") for i in range(4)] == [0, 1, 2, 0]
-    assert [query_decoder.level_of(i, "paper") for i in range(4)] == [1, 2, 0, 1]
-    for classes in (2, 71):
-        logits = jnp.zeros(classes).at[-1].set(query_decoder.prior_bias(0.01, classes))
-        assert float(jax.nn.softmax(logits)[:-1].sum()) == pytest.approx(0.01, rel=1e-4)
-
-
-@pytest.mark.parametrize("kind", ["frame", "clip", "shared"])
-def test_queries_from_sound(kind):
-    module = query_decoder.AudioQueries(kind, 6, 8)
-    audio = projected(np.random.default_rng(0), (2, 4, 128))
-    queries, variables = module.init_with_output(jax.random.key(0), audio)
-    assert queries.shape == (2, 4, 6, 8)
-    np.testing.assert_allclose(np.square(queries).mean(-1), 1, atol=1e-2)
-    changed = module.apply(variables, audio.at[0, 1].add(1.0))
-    moved = np.abs(changed - queries).max((2, 3)) > 1e-6
-    assert moved.tolist() == [[kind == "clip", True, kind == "clip", kind == "clip"], [False] * 4]
-    silent = module.apply(variables, jnp.zeros((1, 4, 128)))
-    apart = np.abs(silent[0, 0][:, None] - silent[0, 0][None]).max(-1) + np.eye(6)
-    assert apart.min() > 1e-3 if kind != "clip" else np.isfinite(silent).all()
-
-
-def test_learned_queries_hear_nothing():
-    module = query_decoder.AudioQueries("learned", 6, 8)
-    queries, variables = module.init_with_output(jax.random.key(0), jnp.zeros((2, 4, 0)))
-    assert queries.shape == (2, 4, 6, 8) and set(variables["params"]) == {"embedding", "norm"}
-    np.testing.assert_allclose(np.square(queries).mean(-1), 1, atol=1e-2)
-    np.testing.assert_array_equal(queries, np.broadcast_to(queries[0, 0], queries.shape))
-    assert np.linalg.matrix_rank(queries[0, 0]) == 6
 
 
 # ---- The method
@@ -448,6 +229,25 @@ def test_weights_there_and_back(small):
     assert paths == {rule.path for rule in method.torch_keys.rules if rule.collection == "params"}
 
 
+@pytest.mark.parametrize("options", [
+    {"query_init": "learned", "train_audio": True},
+    {"backbone": "swin_t", "width": 32, "depths": (1, 1, 1, 1), "query_init": "shared"},
+    {"backbone": "pvt_v2_b0", "width": 8, "query_init": "clip", "num_frames": 3, "pixel_decoder": "none",
+     "pixel_options": {}, "literal_attention": True},
+], ids=["learned", "swin", "pvt"])  # fmt: skip
+def test_weights_of_other_networks_there_and_back(options):
+    method, r = avs_jax.create("transavs", **{**SMALL, **options}), np.random.default_rng(0)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    variables = jax.tree.map(lambda s: r.normal(size=s.shape).astype(s.dtype), shapes)
+    state_dict = avs_jax.to_torch(method, variables)
+    again = avs_jax.load_torch(method, state_dict)
+    jax.tree.map(np.testing.assert_array_equal, {k: again[k] for k in variables}, variables)
+    back = avs_jax.to_torch(method, again)
+    assert list(back) == list(state_dict)
+    for key, value in state_dict.items():
+        np.testing.assert_array_equal(back[key], value)
+
+
 @pytest.mark.parametrize("kind", ["timm", "official"])
 def test_public_files_of_encoders(kind, tmp_path):
     from safetensors.numpy import save_file
@@ -557,6 +357,15 @@ def test_checkpoint_there_and_back(run):
 # ---- Refusals
 
 
+def test_pictures_on_canvases_are_refused_before_training(small):
+    c = recipe("setting=vpo_ss,root=/data")
+    build.evaluator(c, small[0])
+    c.data.test.pad = "buckets"
+    with pytest.raises(InputError, match=r"data\.test\.pad.*'transavs'.*data\.fit=crop"):
+        build.evaluator(c, small[0])
+    build.evaluator(c, avs_jax.create("cavp"))
+
+
 @pytest.mark.parametrize("options, words", [
     ({"setting": "ms4"}, ["method.setting", "Did you mean 's4'"]),
     ({"backbone": "swin_xl"}, ["method.backbone", "swin_"]),
@@ -588,6 +397,7 @@ def test_bad_options(options, words):
     (lambda b: b.update(audio_embedding=b["audio_embedding"][:, :1]), ["'audio_embedding'", "(2, 3, 128)"]),
     (lambda b: b.update(frames=b["frames"][:, :, :16]), ["'frames'", "at least 32"]),
     (lambda b: b.update(present=np.ones((2, 2), bool)), ["'present'", "(2, 3)"]),
+    (lambda b: b.update(size=np.full((2, 2), 20, np.int32)), ["'size'", "data.pad=0"]),
 ])  # fmt: skip
 def test_bad_batches(small, change, words):
     batch = make_batch()

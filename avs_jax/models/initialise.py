@@ -64,6 +64,9 @@ def initialise(module, rng, *inputs) -> dict:
         made = {id(value): initialiser for value, initialiser in record}
         leaves, tree = jax.tree_util.tree_flatten_with_path(dict(variables))
         random.update({path: (made[id(x)], x.shape) for path, x in leaves if id(x) in made})
+        found = set(random.values())  # a module that is called again makes values that nobody uses, like the first ones
+        if any((initialiser, value.shape) not in found for value, initialiser in record):
+            raise RuntimeError("a parameter's initial value was lost inside a transformation (nn.remat, nn.scan)")
         # XLA drops the forward pass: nothing below depends on it
         return tree.unflatten([jnp.zeros(()) if id(x) in made else x for _, x in leaves])
 

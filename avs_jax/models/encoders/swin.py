@@ -275,7 +275,8 @@ class Swin(nn.Module):
             if i > 1:
                 x = PatchMerging(self.dtype, name=f"merge{i}")(x)
             for j in range(depth):
-                block = (nn.remat(Block) if self.remat else Block)(
+                again = self.remat and not self.is_initializing()  # `initialise` must see what initialisers return
+                block = (nn.remat(Block) if again else Block)(
                     self._heads()[i - 1], *self._windows(x.shape[1:3], j), self.dtype, name=f"block{i}_{j}"
                 )
                 x, number = block(x, keep[number]), number + 1
