@@ -4,9 +4,9 @@
                                 [--precision=bfloat16 --frames=5 --size=224 --options=remat=false]
 
 For methods that hear embedded seconds (TPAVI, TransAVS). Columns: parameters; MiB of these with their gradients and the
-state of the recipe's optimiser; MiB that the forward pass keeps for the backward pass; and the most MiB that are alive
-at once in the whole step, all of the former included, if every operation runs by itself in the order that it is written
-in. A compiler fuses operations, whose results then never exist, and may keep others longer: an estimate, not a bound.
+state of the recipe's optimiser; and the most MiB that are alive at once in the whole step, all of the former included,
+if every operation runs by itself in the order that it is written in. A compiler fuses operations, whose results then
+never exist, and may keep others longer: an estimate, not a bound.
 """
 
 import argparse
@@ -55,17 +55,8 @@ def _inside(eqn) -> int:
     return needed
 
 
-def kept(loss, params) -> int:
-    """Bytes that a loss's forward pass keeps for its backward pass, parameters themselves not counted."""
-    import jax
-
-    jaxpr = jax.make_jaxpr(lambda p: jax.vjp(loss, p)[1])(params).jaxpr
-    given = set(jaxpr.invars)
-    return sum(size_of(v.aval) for v in {v for v in jaxpr.outvars if not hasattr(v, "val")} - given)
-
-
 def step_memory(config, clips: int, frames: int, size: int, options: dict) -> dict[str, float]:
-    """{"parameters": million, "state", "kept", "peak": MiB} of a recipe's training step of clips of `frames` frames."""
+    """{"parameters": million, "state", "peak": MiB} of a recipe's training step of clips of `frames` frames."""
     import jax
 
     import avs_jax
@@ -89,7 +80,6 @@ def step_memory(config, clips: int, frames: int, size: int, options: dict) -> di
     return {
         "parameters": sum(x.size for x in jax.tree.leaves(params)) / 1e6,
         "state": (2 * held + state) / MIB,
-        "kept": kept(loss, params) / MIB,
         "peak": (alive_at_most(gradient) + state) / MIB,
     }
 
@@ -111,7 +101,7 @@ def main(argv=None) -> int:
     parser.add_argument("--precision", default="float32,bfloat16")
     parser.add_argument("--options", type=options_of, default="", help="of create, as name=value,name=value")
     args = parser.parse_args(argv)
-    columns = ("recipe", "clips", "precision", "parameters", "with gradients and optimiser", "kept", "alive at most")
+    columns = ("recipe", "clips", "precision", "parameters", "with gradients and optimiser", "alive at most")
     print("| " + " | ".join(columns) + " |\n" + "|---" * len(columns) + "|", flush=True)
     for name in args.config.split():
         config = recipe(name.removeprefix("configs/"))
@@ -120,7 +110,7 @@ def main(argv=None) -> int:
                 given = {"compute_dtype": precision, **(args.options or {})}
                 m = step_memory(config, clips, args.frames, args.size, given)
                 print(f"| {name} | {clips} | {precision} | {m['parameters']:.1f} M | {m['state']:.0f} | "
-                      f"{m['kept']:.0f} | {m['peak']:.0f} |", flush=True)  # fmt: skip
+                      f"{m['peak']:.0f} |", flush=True)  # fmt: skip
     return 0
 
 

@@ -25,15 +25,15 @@ def test_what_is_alive_at_once():
     assert alive(lambda x: (x + 1).astype(jnp.bfloat16), VECTOR) == 2.5
 
 
-def test_what_is_kept_for_the_backward_pass():
+def test_recomputing_keeps_less():
     def loss(params, recompute):
-        layer = lambda x, w: jnp.sin(jnp.sin(x * w))  # noqa: E731
+        layer = lambda x, w: jnp.sin(jnp.sin(jnp.sin(x * w)))  # noqa: E731
         layer = jax.checkpoint(layer) if recompute else layer
-        return layer(layer(jnp.ones(256), params[0]), params[1]).sum()
+        return layer(layer(layer(jnp.ones(256), params[0]), params[1]), params[2]).sum()
 
-    params = (VECTOR, VECTOR)
-    plain, recomputed = (memory.kept(lambda p, r=r: loss(p, r), params) / 1024 for r in (False, True))
-    assert 0 < recomputed < plain <= 8
+    params = (VECTOR, VECTOR, VECTOR)
+    plain, recomputed = (alive(jax.grad(lambda p, r=r: loss(p, r)), params) for r in (False, True))
+    assert 6 < recomputed < plain
 
 
 @pytest.mark.parametrize("name", ["transavs", "tpavi"])
@@ -48,6 +48,6 @@ def test_a_step(name):
     one, two = (memory.step_memory(config, clips, 2, 32, {}) for clips in (1, 2))
     bytes_each = one["state"] * 2**20 / (one["parameters"] * 1e6)
     assert 15.8 < bytes_each < 16.01, "parameter, gradient and Adam's two moments, which frozen parts do not have"
-    assert one["kept"] < two["kept"] < 2.5 * one["kept"] and one["peak"] > one["state"]
+    assert one["state"] < one["peak"] < two["peak"] < 2.1 * one["peak"]
     half = memory.step_memory(config, 2, 2, 32, {"compute_dtype": "bfloat16"})
-    assert half["state"] == two["state"] and half["kept"] < 0.8 * two["kept"]
+    assert half["state"] == two["state"] and half["peak"] < two["peak"]
