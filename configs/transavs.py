@@ -78,6 +78,9 @@ def get_config(arg=None):
     _data(c, a)
     if a.query_init == "learned":  # nothing hears
         c.tagging.steps, c.pretrained.audio = 0, ""
+        # What it cannot know no query is sure of: its probability times its mask stays below one half, and the frame
+        # empty, where both are above. The sum over queries, at the product of two halves, is what it does see.
+        c.method.update(inference_rule="semantic", inference_threshold=0.25)
     # Frames of 224 x 224, flipped half of the time, the whole clip together.
     c.augment.hflip = 0.5
 
