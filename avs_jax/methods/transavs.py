@@ -26,7 +26,7 @@ from avs_jax.methods.batch import (
     statistics,
     vggish_sound,
 )
-from avs_jax.methods.transavs_options import SETTINGS, build_network
+from avs_jax.methods.transavs_options import BACKBONES, SETTINGS, SWINS, build_network  # noqa: F401
 from avs_jax.models import query_masks
 from avs_jax.models.initialise import initialise
 from avs_jax.models.transavs import Network, Output, example_inputs, torch_table
