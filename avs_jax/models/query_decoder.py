@@ -255,7 +255,8 @@ class QueryTransformer(nn.Module):
     def __call__(self, queries, levels, masks) -> Decoded:
         n, d = queries.shape[1:]
         dtype = self.style.dtype
-        wrap = nn.remat if self.remat else (lambda layer: layer)
+        again = self.remat and not self.is_initializing()  # `initialise` must see what initialisers return
+        wrap = nn.remat if again else (lambda layer: layer)
         positions = self.param("query_positions", _embedding_init, (n, d))
         level_embedding = self.param("level_embedding", _embedding_init, (LEVELS, d))
         # with norm-sqrt(d) queries and pixels of order 1, mask logits start at order 1
