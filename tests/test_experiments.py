@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from experiment_tables import Tables
 from PIL import Image
 
 import avs_jax
@@ -21,12 +22,8 @@ TABLES = ("table3", "table4", "table6", "table_a1", "table_a2", "no_pretraining"
 FULL, TINY = Setup(), Setup("synthetic", "tiny")
 
 
-def table(name, setup=FULL):
-    return importlib.import_module(f"experiments.tpavi_{name}").table(setup)
-
-
-def paper(name, row, column):
-    return next(cell for r, c, cell in table(name).cells() if (r, c) == (row, column))
+TPAVI = Tables("tpavi", FULL)
+table, paper = TPAVI.table, TPAVI.cell
 
 
 # ---- The paper's tables

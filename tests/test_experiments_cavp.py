@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 import vpo_tree
+from experiment_tables import Tables, results
 from PIL import Image
 
 import avs_jax
@@ -28,16 +29,12 @@ TABLES = ("table2", "table3", "table4", "table5", "significance")
 FULL, TINY = Setup("benchmark", root="/data"), Setup("synthetic", "tiny")
 
 
-def table(name, setup=FULL):
-    return importlib.import_module(f"experiments.cavp_{name}").table(setup)
+CAVP = Tables("cavp", FULL)
+table, cell = CAVP.table, CAVP.cell
 
 
-def cell(name, row, column, setup=FULL):
-    return next(cell for r, c, cell in table(name, setup).cells() if (r, c) == (row, column))
-
-
-def key(name, row, column, setup=FULL):
-    return job_of(cell(name, row, column, setup).run, setup, 0).key
+def key(*where):
+    return CAVP.job(*where).key
 
 
 # ---- The paper's tables
@@ -116,7 +113,7 @@ def test_every_run_of_every_table_has_a_method(dataset, scale):
 
 def test_what_the_rows_change():
     def config(*where):
-        return job_of(cell(*where).run, FULL, 0).config
+        return CAVP.job(*where).config
 
     sizes = {name: config("table2", f"{name}, CAVP", "SS F1 ↑").method for name in cavp.ARCHITECTURES}
     assert [(m.architecture, m.backbone) for m in sizes.values()] == [
@@ -221,16 +218,6 @@ def test_full_recipe_of_tpavi_on_stills():
 # ---- Figures of one confusion matrix
 
 
-def results(values, run, setup=TINY, **more):
-    """Done jobs with seeds 0, 1, ...: values are dicts of figures."""
-    out = []
-    for seed, found in enumerate(values):
-        result = {"figures": found, "intervals": {k: [v, v] for k, v in found.items()}, "clips": {}, "parameters": 5,
-                  "settings": {"clips": 2}, **more}  # fmt: skip
-        out.append((job_of(run, setup, seed), running.State("done", 4, result)))
-    return out
-
-
 def random_confusions(seed, clips=6, classes=3):
     matrices = np.random.default_rng(seed).integers(0, 40, (clips, classes, classes))
     matrices[:, 0, 1] = 0
@@ -244,7 +231,7 @@ def test_differences_of_whole_data_sets():
     for run, some in zip(runs, matrices, strict=True):
         kept = {f"clip{i}": running.sparse(matrix) for i, matrix in enumerate(some)}
         assert all([0, 1, 0] not in rows for rows in kept.values()), "only what occurs"
-        done[run] = results([{}], run, confusions=json.loads(json.dumps(kept)), classes=3)
+        done[run] = results([{}], run, TINY, confusions=json.loads(json.dumps(kept)), classes=3)
     for name in cavp.FIGURES.values():
         found = figures.difference(Cell(None, runs[0], name), Cell(None, runs[1], name), done)
         key = FIGURES[name].key
@@ -255,7 +242,7 @@ def test_differences_of_whole_data_sets():
         gains = 100 * (a - b)
         assert (found.low, found.high) == pytest.approx(tuple(np.percentile(gains, [2.5, 97.5])))
     assert figures.difference(Cell(None, runs[0], "fscore"), Cell(None, runs[1], "fscore"), done) is None
-    done[runs[1]] = results([{}], runs[1])
+    done[runs[1]] = results([{}], runs[1], TINY)
     assert figures.difference(Cell(None, runs[0], "f1"), Cell(None, runs[1], "f1"), done) is None
 
 
@@ -312,8 +299,8 @@ def two_rows(paper=(None, None), spread=None, comparisons=(), **more):
         zip(runs, paper, strict=True)
     }  # fmt: skip
     done = {
-        runs[0]: results([{"fdr": v, "f1": 1 - v} for v in (0.10, 0.12, 0.14)], runs[0]),
-        runs[1]: results([{"fdr": v, "f1": 1 - v} for v in (0.20, 0.25, 0.24)], runs[1]),
+        runs[0]: results([{"fdr": v, "f1": 1 - v} for v in (0.10, 0.12, 0.14)], runs[0], TINY),
+        runs[1]: results([{"fdr": v, "f1": 1 - v} for v in (0.20, 0.25, 0.24)], runs[1], TINY),
     }
     return Table("t", "T", "row", ("FDR", "F1"), rows, comparisons=comparisons, seeds=(0, 1, 2), **more), done
 
@@ -336,7 +323,7 @@ def test_each_row_has_a_baseline_of_its_own_and_wide_tables_have_parts(tmp_path)
     made, done = two_rows((20.0, 30.0), baseline={"row b": "row a"}, blocks=(1, 1))
     for n, (run, jobs) in enumerate(done.items()):
         kept = {f"c{i}": running.sparse(matrix) for i, matrix in enumerate(random_confusions(n))}
-        done[run] = results([state.result["figures"] for _, state in jobs], run, confusions=kept, classes=3)
+        done[run] = results([state.result["figures"] for _, state in jobs], run, TINY, confusions=kept, classes=3)
     text = report.markdown(made, TINY, done)
     assert "| row | FDR: paper | ours |\n" in text and "| row | F1: paper | ours |\n" in text
     assert "| row b, minus row a | +10.00 | **" in text and "| row b, minus row a |  | **" in text

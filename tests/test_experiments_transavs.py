@@ -4,10 +4,11 @@ import importlib
 import json
 
 import pytest
+from experiment_tables import Tables, results
 
 import avs_jax
 from avs_jax.errors import InputError
-from experiments import command, report, running, tpavi, transavs
+from experiments import command, report, tpavi, transavs
 from experiments.tables import FIGURES, Cell, Run, Setup, Table, config_of, job_of
 
 TABLES = ("table1", "table3", "embedded")
@@ -15,16 +16,12 @@ FULL, TINY = Setup(root="/data"), Setup("synthetic", "tiny")
 PUBLISHED = "N = 300, both rising"
 
 
-def table(name, setup=FULL):
-    return importlib.import_module(f"experiments.transavs_{name}").table(setup)
+TRANSAVS = Tables("transavs", FULL)
+table, cell = TRANSAVS.table, TRANSAVS.cell
 
 
-def cell(name, row, column, setup=FULL):
-    return next(cell for r, c, cell in table(name, setup).cells() if (r, c) == (row, column))
-
-
-def config(name, row, column, setup=FULL):
-    return job_of(cell(name, row, column, setup).run, setup, 0).config
+def config(*where):
+    return TRANSAVS.job(*where).config
 
 
 # ---- The paper's tables
@@ -150,9 +147,8 @@ def test_changes_are_part_of_the_key_and_overrides_win():
 
 def done(run, **values):
     figures = {"miou": 0.5, "fscore": 0.6, "audio_gain": 0.25, **values}
-    result = {"figures": figures, "intervals": {k: [v - 0.01, v + 0.02] for k, v in figures.items()}, "parameters": 5,
-              "clips": {"a": figures["miou"] + 0.1, "b": figures["miou"] - 0.1}, "settings": {"clips": 2}}  # fmt: skip
-    return [(job_of(run, TINY, 0), running.State("done", 4, result))]
+    clips = {"a": figures["miou"] + 0.1, "b": figures["miou"] - 0.1}
+    return results([figures], run, TINY, margin=(0.01, 0.02), clips=clips)
 
 
 def small(name, lr):
@@ -163,13 +159,13 @@ def test_table_without_a_papers_figures(tmp_path):
     a, b = small("a", 0.1), small("b", 0.2)
     rows = {name: [Cell(None, run), Cell(None, run, "audio_gain")] for name, run in (("one", a), ("other", b))}
     made = Table("t", "T", "method", ("mIoU", "audio gain"), rows, ("A note.",), baseline={"other": "one"})
-    results = {a: done(a), b: done(b, miou=0.75, audio_gain=0.0)}
-    text = report.markdown(made, TINY, results)
+    finished = {a: done(a), b: done(b, miou=0.75, audio_gain=0.0)}
+    text = report.markdown(made, TINY, finished)
     assert "paper" not in text and "cannot be compared" not in text and "ours:" not in text
     assert "| method | mIoU | audio gain |\n| --- | ---: | ---: |\n" in text
     assert "| one | **50.0** [49.0, 52.0] | **25.0** [24.0, 27.0] |" in text
     assert "| difference | mIoU |\n| --- | ---: |\n| other, minus one | **+25.0** [+25.0, +25.0] |" in text
-    written = report.write(made, TINY, results, tmp_path)
+    written = report.write(made, TINY, finished, tmp_path)
     assert all(path.stat().st_size for path in written)
     cells = json.loads((tmp_path / "t.json").read_text())["cells"]
     assert [c["ours"] for c in cells] == [50, 25, 75, 0] and all(c["paper"] is None for c in cells)
