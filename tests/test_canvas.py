@@ -22,7 +22,8 @@ SMALL = {"audio_encoder": "resnet10", "audio_width": 4, "num_classes": 5, "proje
          "width": 4}  # fmt: skip
 THIN = (("width", 4), ("modules", (1, 1, 1)), ("blocks", 1))  # of HRNet
 NETWORKS = {
-    "deeplab": ({"backbone": "resnet10"}, [(37, 50), (64, 33), (3, 1)]),
+    "deeplab": ({"backbone": "resnet10"}, [(37, 50), (3, 1)]),
+    "deeplab-even": ({"backbone": "resnet10"}, [(64, 33), (96, 80)]),
     "deeplab-16": ({"backbone": "resnet50", "output_stride": 16, "fusion": "sum"}, [(37, 50), (96, 80)]),
     "hrnet": ({"architecture": "hrnet"}, [(37, 50), (64, 33)]),
     "ocr": ({"architecture": "ocr", "fusion": "none"}, [(33, 64), (37, 50)]),
@@ -127,10 +128,10 @@ def test_prediction_of_several_sizes_is_compiled_once(small, monkeypatch):
     traced = []
     plain = cavp.normalise
     monkeypatch.setattr(cavp, "normalise", lambda x: traced.append(x.shape) or plain(x))
-    for size in ((37, 50), (64, 33), (64, 64)):
+    for size in ((37, 50), (64, 33), (64, 64)):  # one bare picture is enough to compile: the network's test has more
         got = method.predict(small[1], make_batch(size, (64, 64), frames=2))
         assert traced == [(2, 64, 64, 3)]
-        want = small[0].predict(small[1], make_batch(size, frames=2)) if size != (64, 64) else None
+        want = small[0].predict(small[1], make_batch(size, frames=2)) if size == (37, 50) else None
         traced[1:] = []  # the bare picture's
         if want is None:
             continue

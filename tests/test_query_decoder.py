@@ -114,10 +114,10 @@ def test_permuted_queries_give_permuted_outputs(options):
 
 def test_both_attentions_and_rematerialisation_agree():
     queries, levels, masks = transformer_inputs()
-    _, variables = transformer()
+    _, variables = transformer(decoder_layers=2)
 
     def run(**options):
-        module, _ = transformer(**options)
+        module, _ = transformer(decoder_layers=2, **options)
 
         def total(params):
             out = module.apply({"params": params}, queries, levels, masks)
@@ -130,8 +130,8 @@ def test_both_attentions_and_rematerialisation_agree():
         other, found = run(**options)
         np.testing.assert_allclose(other, value, rtol=1e-5)
         assert_same_gradients(found, grads)
-    module, _ = transformer(all_layers=False)
-    last, full = (m.apply(variables, queries, levels, masks) for m in (module, transformer()[0]))
+    modules = (transformer(decoder_layers=2, all_layers=each)[0] for each in (False, True))
+    last, full = (module.apply(variables, queries, levels, masks) for module in modules)
     np.testing.assert_array_equal(last.class_logits, full.class_logits[-1:])
 
 

@@ -76,7 +76,9 @@ def check_network(name, options, file="tpavi_resnet50", classes=slice(None), **f
     assert {k for k in found if k.startswith("tpavi")} == {k[:6] for k in g if k.startswith("tpavi")}
 
 
-@pytest.mark.parametrize("variant", OPTIONS)
+@pytest.mark.parametrize("variant", [  # "both" runs the two kinds of fusion in each block
+    "va", "vv_va", *(pytest.param(v, marks=pytest.mark.slow) for v in ("vv", "stages34", "notpavi")),
+])  # fmt: skip
 def test_network(variant):
     check_network(f"tpavi_resnet50_small_{variant}", OPTIONS[variant])
 
@@ -86,6 +88,7 @@ def test_network_at_full_size():
     check_network("tpavi_resnet50_eval", {})
 
 
+@pytest.mark.slow
 def test_pvt_network():
     check_network("tpavi_pvt_v2_b5_small_va", {"backbone": "pvt_v2_b5"}, "tpavi_pvt_v2_b5")
 
@@ -95,6 +98,7 @@ def test_pvt_network_at_full_size():
     check_network("tpavi_pvt_v2_b5_eval", {"backbone": "pvt_v2_b5"}, "tpavi_pvt_v2_b5")
 
 
+@pytest.mark.slow
 def test_semantic_network():
     """Ten frames, of which the first clip has five; the public regrouping makes two halves of five of every clip."""
     present = np.arange(10) < np.array([[5], [10]])

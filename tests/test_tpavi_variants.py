@@ -83,8 +83,8 @@ def test_without_projections_it_is_the_plain_quadratic_formula():
 
 @pytest.mark.parametrize("fusion, parts", [
     ("add", {"align_channel"}),
-    ("no_projection", {"align_channel", "norm_layer", "W_z"}),
-    ("va", {"align_channel", "norm_layer", "W_z", "g", "theta", "phi"}),
+    pytest.param("no_projection", {"align_channel", "norm_layer", "W_z"}, marks=pytest.mark.slow),
+    pytest.param("va", {"align_channel", "norm_layer", "W_z", "g", "theta", "phi"}, marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_every_fusion_as_a_method(fusion, parts):
     method, variables = made(**SMALL, fusion=fusion)
@@ -103,18 +103,31 @@ def test_every_fusion_as_a_method(fusion, parts):
 # --- the mapping loss ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options, names", [
+LOSSES = [
     ({"setting": "s4"}, {"bce"}),
     ({"setting": "ms3"}, {"bce", "avm_av"}),
     ({"setting": "ms3", "fusion": "none"}, {"bce"}),
     ({"setting": "ms3", "fusion": "vv"}, {"bce"}),
     ({"setting": "s4", "avm": "cosine"}, {"bce", "avm_cosine"}),
     ({"avm": "vv", "avm_distance": "euclid", "avm_norm": True}, {"bce", "avm_vv"}),
-])  # fmt: skip
+]
+
+
+@pytest.mark.parametrize("options, names", LOSSES)
 def test_which_losses_a_setting_has(options, names):
+    method = avs_jax.create("tpavi", **{**SMALL, "tpavi_stages": (1, 3), **options})
+    variables = jax.eval_shape(method.init, jax.random.key(0))
+    state = {"batch_stats": variables["batch_stats"]}
+    _, (_, metrics) = jax.eval_shape(method.loss, variables["params"], state, make_batch(), None, 0)
+    assert set(metrics) == {"loss", *names}
+
+
+@pytest.mark.parametrize("options", [
+    pytest.param(options, marks=[pytest.mark.slow] * (options != LOSSES[4][0])) for options, _ in LOSSES
+])  # fmt: skip
+def test_the_loss_is_the_weighted_sum_of_what_it_logs(options):
     method, variables = made(**{**SMALL, "tpavi_stages": (1, 3), **options})
     value, (_, metrics) = loss_of(method, variables, make_batch())
-    assert set(metrics) == {"loss", *names}
     weight = method.options["avm_weight"]
     want = sum(v * (weight if k.startswith("avm") else 1) for k, v in metrics.items() if k != "loss")
     np.testing.assert_allclose(value, want, rtol=1e-6)
