@@ -286,3 +286,15 @@ def test_a_pvt_without_fusion_keeps_no_statistics():
 def test_the_pvt_manifest_is_complete_and_in_order():
     method = avs_jax.create("tpavi", backbone="pvt_v2_b5")
     assert [r.key for r in method.torch_keys.rules] == [*manifest("tpavi_pvt_v2_b5"), *manifest("vggish")]
+
+
+# --- canvases --------------------------------------------------------------------------------------------------------
+
+
+def test_pictures_on_canvases_are_refused():
+    method, variables = made(**SMALL)
+    batch = {**make_batch(), "size": np.full((2, 2), 20, np.int32)}
+    with pytest.raises(InputError, match=r"data\.pad.*data\.fit=crop"):
+        method.predict(variables, batch)
+    with pytest.raises(InputError, match=r"data\.pad.*data\.fit=crop"):
+        loss_of(method, variables, batch)
