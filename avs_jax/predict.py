@@ -9,6 +9,10 @@ run-length mask of every frame. One annotated frame a second is what the data se
 default; --rate=5 or --rate=all gives more, and the overlay shows the nearest. A method that hears seconds around a
 single frame (CAVP) hears them around that frame, or the middle of a picture's sound. Memory does not grow with the
 length of the input.
+
+A method that sees objects one by one (TransAVS, whose queries each have a mask and a class) also tells of these:
+--instances=5 writes up to five objects a frame, those more probable than --confidence, each in its query's colour over
+the video (`instances.mp4`), side by side (`instances_sheet.png`), as arrays (`instances.npz`), and in the report.
 """
 
 import contextlib
@@ -18,7 +22,6 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -30,7 +33,9 @@ from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.prediction import clips as clipping
 from avs_jax.prediction import inputs, output
+from avs_jax.prediction import instances as instance_view
 from avs_jax.prediction.run import seen_by
+from avs_jax.prediction.scoring import score
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}  # as users say -> the config's section
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")  # a missing file with such a name is no misspelt id
@@ -55,6 +60,8 @@ def predict_media(
     batch_size: int = 4,
     overlay: bool = True,
     overwrite: bool = False,
+    instances: int = 0,
+    confidence: float = 0.0,
     progress: bool = True,
     run: dict | None = None,
 ) -> dict:
@@ -73,13 +80,18 @@ def predict_media(
       front_end: what turns sound into the method's `audio` (default: the one the method names).
       batch_size: clips at a time; fewer when the input has fewer.
       overlay: write the overlay video. overwrite: write beside foreign files. progress: show bars on a terminal.
+      instances: Q, objects a frame at most that are told one by one, where the method sees them; 0: none.
+      confidence: in [0, 1): the probability that an object's class must exceed.
       run: more fields for the report, JSON-able.
     Returns:
-      {"report": path of the JSON, "masks": their number, "area": their mean share of the picture, "notes": sentences}.
+      {"report": path of the JSON, "masks": their number, "area": their mean share of the picture, "notes": sentences,
+      "instances": path of an `.npz`, see `avs_jax.prediction.instances`, or None}.
     Raises:
-      InputError: a bad input, option or output folder; nothing is left behind.
+      InputError: a bad input, option or output folder, or a method without instances; nothing is left behind.
     """
-    _check(output_dir, rate, overwrite)
+    _check(output_dir, rate, overwrite, instances, confidence)
+    if instances:
+        instance_view.check_method(method)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     batch = Batching(size, num_frames, batch_size, rate, front_end or create_front_end(method.front_end))
     if isinstance(input, inputs.Movie):
@@ -108,28 +120,40 @@ def predict_media(
         "sound": sound,
         "notes": notes,
     }
-    with output.staged(output_dir, overwrite) as stage:
+    if instances:
+        header["instances"] = {"arrays": output.ARRAYS, "most": instances, "confidence": confidence}
+    named = names if method.num_classes > 1 else ()
+    with output.staged(output_dir, overwrite) as stage, instance_view.Store(stage) as store:
         with contextlib.closing(output.Recorder(stage, names, movie.size, header)) as recorder:
             with _bar(total, "masks", progress) as bar:
-                for pick, scores in score(method, variables, batches):
-                    recorder.add(pick, scores)
+                for pick, scores, found in score(method, variables, batches, instances, confidence):
+                    more = None if found is None else instance_view.add(store, pick, found, names, movie.size)
+                    recorder.add(pick, scores, more)
                     bar.update()
             recorder.finish()
         if overlay:
-            named = names if method.num_classes > 1 else ()
             with _bar(movie.num_frames, "overlay", progress) as bar:
                 output.write_overlay(stage / header["overlay"], movie, stage, recorder.times, bar, named)
+        if instances:
+            artist = instance_view.Artist(store, stage, movie, named)
+            artist.write_sheet(f"{Path(movie.name).name}: the objects that {method.name} sees")
+            if overlay:
+                with _bar(movie.num_frames, "instances", progress) as bar:
+                    artist.write_overlay(recorder.times, bar)
+            store.save(stage / output.ARRAYS, size=np.int32(movie.size), class_names=np.array(named, np.str_))
     count = len(recorder.times)
     return {
         "report": Path(output_dir) / output.REPORT,
         "masks": count,
         "area": recorder.area / max(count, 1),
         "notes": notes,
+        "instances": Path(output_dir) / output.ARRAYS if instances else None,
     }
 
 
-def _check(output_dir, rate, overwrite) -> None:
+def _check(output_dir, rate, overwrite, instances, confidence) -> None:
     """Refuses what can be refused before anything is read."""
+    instance_view.check_options(instances, confidence)
     output.check_output(Path(output_dir), overwrite)
     if rate != "all" and not (isinstance(rate, int) and rate >= 1):
         raise InputError("--rate", expected="a whole number of masks per second, or 'all'", found=repr(rate))
@@ -182,37 +206,6 @@ def _from_source(source, name: str):
     return movie, iter([(batch, [clipping.Clip(0.0, list(frames), picks)])]), len(frames)
 
 
-def score(method, variables, batches):
-    """Yields (pick, its scores (h, w, K) float32), clip by clip, from batches of one shape: one compilation.
-
-    A batch is read back only after the next one has been handed to the device, which so never waits for the disk.
-
-    Raises:
-      InputError: scores that are not finite.
-    """
-
-    @jax.jit
-    def predict(variables, batch):
-        return method.predict(variables, batch).scores
-
-    def read_back(scores, clips):
-        for clip, of_clip in zip(clips, np.asarray(scores, np.float32), strict=False):  # padding has no clip
-            if not np.isfinite(of_clip).all():
-                raise InputError(f"the clip at {clip.start:.2f} s", expected="finite scores", found="NaN or infinity",
-                                 hint="The checkpoint's parameters are probably not finite.")  # fmt: skip
-            yield from ((pick, s) for pick, s in zip(clip.picks, of_clip, strict=False) if pick is not None)
-
-    variables = jax.device_put(variables)
-    waiting = None
-    for batch, clips in batches:
-        running = (predict(variables, batch), clips)
-        if waiting is not None:
-            yield from read_back(*waiting)
-        waiting = running
-    if waiting is not None:
-        yield from read_back(*waiting)
-
-
 def _class_names(num_classes: int, names: Sequence[str]) -> list[str]:
     """Names for the report: those given where they fit the method, else numbers."""
     if num_classes == 1:
@@ -249,10 +242,15 @@ def predict_run(
     Raises:
       InputError: as `predict_media`, and for a workdir without a run or a checkpoint.
     """
-    _check(output_dir, options.get("rate", 1), options.get("overwrite", False))
+    told = {"rate": 1, "overwrite": False, "instances": 0, "confidence": 0.0, **options}
+    _check(output_dir, told["rate"], told["overwrite"], told["instances"], told["confidence"])
     if split not in SPLITS:
         raise InputError("--split", expected="the name of a split", found=repr(split), hint=nearest(split, SPLITS))
     config = configs.load(Path(workdir) / "config.json")
+    if told["instances"]:
+        from avs_jax.training.build import build_method
+
+        instance_view.check_method(build_method(config))
     data = configs.split_options(config, SPLITS[split])
     is_media = Path(input).exists() or Path(input).suffix.lower() in (*VIDEOS, *inputs.IMAGES)
     try:
@@ -306,12 +304,15 @@ def main() -> int:
             values.workdir, values.input, values.output, checkpoint=values.checkpoint, split=values.split,
             rate=int(values.rate) if values.rate.isdecimal() else values.rate, fps=values.fps, audio=values.audio,
             batch_size=values.batch_size, overlay=values.overlay, overwrite=values.overwrite,
+            instances=values.instances, confidence=values.confidence,
             **_size_option(values.image_size),
         )  # fmt: skip
     for note in result["notes"]:
         print(f"note: {note}", file=sys.stderr)
     masks = "1 mask" if result["masks"] == 1 else f"{result['masks']} masks"
     print(f"{masks}, {result['area']:.1%} of the picture on average; report: {result['report']}")
+    if result["instances"]:
+        print(f"objects one by one: {result['instances']}, picture: {result['instances'].with_name(output.SHEET)}")
     return 0
 
 
@@ -332,5 +333,7 @@ if __name__ == "__main__":
     flags.DEFINE_list("image_size", [], "Side, or height,width, that frames are scaled to for the model; the run's.")
     flags.DEFINE_integer("batch_size", 4, "Clips at a time.", lower_bound=1)
     flags.DEFINE_bool("overlay", True, "Write the overlay video.")
+    flags.DEFINE_integer("instances", 0, "Objects a frame, at most, told one by one; 0: none.", lower_bound=0)
+    flags.DEFINE_float("confidence", 0.0, "The probability that the class of such an object must exceed, in [0, 1).")
     flags.DEFINE_bool("overwrite", False, "Write to --output even where other files are.")
     cli.run(main)

@@ -5,7 +5,7 @@ import contextlib
 import functools
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,10 @@ from avs_jax.pictures import COLOURS, outline
 
 FORMAT = "avs_jax.predictions/1"
 REPORT, MASKS, OVERLAY, STILL, PARTIAL = "predictions.json", "masks", "overlay.mp4", "overlay.png", ".partial"
+ARRAYS, OBJECTS, OBJECTS_STILL = "instances.npz", "instances.mp4", "instances.png"  # seen one by one
+SHEET = "instances_sheet.png"
+# the report goes first and comes last: no report, no prediction
+PARTS = (REPORT, MASKS, OVERLAY, STILL, ARRAYS, OBJECTS, OBJECTS_STILL, SHEET)
 
 
 @contextlib.contextmanager
@@ -41,9 +45,9 @@ def staged(output: str | Path, overwrite: bool = False):
         raise InputError(output, expected="a folder that can be written to", found=found) from None
     try:
         yield stage
-        for name in (REPORT, OVERLAY, STILL, MASKS):  # the report goes first and comes last: no report, no prediction
+        for name in PARTS:
             _remove(output / name)
-        for name in (MASKS, OVERLAY, STILL, REPORT):
+        for name in reversed(PARTS):
             if (stage / name).exists():
                 (stage / name).rename(output / name)
     except OSError as error:
@@ -68,7 +72,7 @@ def check_output(output: Path, overwrite: bool) -> None:
     if not output.is_dir():
         raise InputError(output, expected="a folder for the output", found="a file")
     names = {entry.name for entry in output.iterdir()}
-    ours = names <= {REPORT, MASKS, OVERLAY, STILL, PARTIAL} and (REPORT in names or names <= {PARTIAL})
+    ours = names <= {*PARTS, PARTIAL} and (REPORT in names or names <= {PARTIAL})
     if ours and REPORT in names:
         with (output / REPORT).open("rb") as file:
             ours = FORMAT.encode() in file.read(200)
@@ -166,8 +170,8 @@ class Recorder:
         self._file.write(' "frames": [')
         self.area = 0.0  # sum over masks of the share of pixels that sound
 
-    def add(self, pick, scores: np.ndarray) -> None:
-        """Adds the mask of `pick` (`clips.Pick`) from scores (h, w, K) at the model's size."""
+    def add(self, pick, scores: np.ndarray, more: Mapping | None = None) -> None:
+        """Adds the mask of `pick` (`clips.Pick`) from scores (h, w, K) at the model's size, and `more` fields."""
         labels, score = segment(scores, self._size)
         binary = scores.shape[-1] == 1
         mask = f"{MASKS}/{pick.order:06d}.png"
@@ -185,7 +189,7 @@ class Recorder:
             record["rle"] = run_length(inside)
         else:
             record["objects"] = [self._object(labels == k, score, int(k)) for k in np.unique(labels) if k]
-        self._waiting[pick.order] = record
+        self._waiting[pick.order] = {**record, **(more or {})}
         while len(self.times) in self._waiting:
             self._write(self._waiting.pop(len(self.times)))
 
@@ -224,27 +228,42 @@ def _summary(score: np.ndarray, inside: np.ndarray) -> dict:
 
 
 def write_overlay(path: Path, movie, stage: Path, times, bar, classes: Sequence[str] = ()) -> None:
-    """The movie with its sound and, on every frame, the mask whose own frame is nearest in time.
+    """The movie with its sound and the masks over it, see `write_over`.
+
+    Args:
+      stage: the folder that holds the masks.
+      classes: their names, background first, to be written on the frames; none where labels are no classes.
+    """
+
+    def paint(order):
+        return Paint(read_mask(stage / MASKS / f"{order:06d}.png"), classes)
+
+    write_over(path, movie, times, paint, bar)
+
+
+def write_over(path: Path, movie, times, paint: Callable, bar, scale: int = 1) -> None:
+    """The movie with its sound and, on every frame, what was found on the frame nearest in time.
 
     Args:
       path: an mp4, or for a movie of one frame a PNG.
-      times: since when the frame of each mask is shown, ascending; `stage` holds the masks.
+      times: since when each frame with a finding is shown, ascending.
+      paint: number of a finding -> something with `over(frame)`, `scale` times the frame's size.
       bar: a progress bar; told of each frame.
-      classes: their names, background first, to be written on the frames; none where labels are no classes.
     """
     if path.suffix == ".png":
         (frame,) = movie.frames()
-        Image.fromarray(Paint(read_mask(stage / MASKS / "000000.png"), classes).over(frame.rgb())).save(path)
+        Image.fromarray(paint(0).over(frame.rgb())).save(path)
         bar.update()
         return
-    nearest, loaded, paint = 0, None, None
-    with VideoWriter(path, movie.size, movie.fps, sound=movie.track, sound_origin=movie.origin) as writer:
+    nearest, loaded, painted = 0, None, None
+    size = (movie.size[0] * scale, movie.size[1] * scale)
+    with VideoWriter(path, size, movie.fps, sound=movie.track, sound_origin=movie.origin) as writer:
         for frame in movie.frames():
             while nearest + 1 < len(times) and abs(times[nearest + 1] - frame.time) < abs(times[nearest] - frame.time):
                 nearest += 1
             if loaded != nearest:
-                paint, loaded = Paint(read_mask(stage / MASKS / f"{nearest:06d}.png"), classes), nearest
-            writer.write(paint.over(frame.rgb()), frame.time)
+                painted, loaded = paint(nearest), nearest
+            writer.write(painted.over(frame.rgb()), frame.time)
             bar.update()
 
 
