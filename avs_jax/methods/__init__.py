@@ -1,9 +1,16 @@
-"""What training, evaluation and prediction know of a paper: a `Method`, made by name."""
+"""What training, evaluation and prediction know of a paper: a `Method`, made by name.
+
+A method of one's own needs no entry here: see docs/new_method.md.
+"""
 
 import dataclasses
 import importlib
+import importlib.util
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
@@ -74,20 +81,65 @@ class Method:
 def create(name: str, **options) -> Method:
     """The method called `name`; keyword options are the config's `method` section.
 
+    Args:
+      name: as of `create_function`.
+      **options: of the method.
     Raises:
-      InputError: an unknown method or option, naming the nearest valid one.
+      InputError: an unknown method or option, naming the nearest valid one; a `create` that makes something else.
     """
     build = create_function(name)
     check_options("method", f"'{name}'", options, list(inspect.signature(build).parameters))
-    return build(**options)
+    method = build(**options)
+    if not isinstance(method, Method):
+        raise InputError("method.name", expected=f"'{name}', whose function `create` returns an avs_jax.methods.Method",
+                         found=f"one that returns {type(method).__name__}")  # fmt: skip
+    return method
 
 
 def create_function(name: str) -> Callable:
     """The function that makes the method called `name`, whose keyword arguments are the method's options.
 
+    Args:
+      name: one of `METHODS`; or one's own: a module that can be imported ("package.module"), or a Python file
+        ("my_method.py", absolute or from the working directory), with a function `create`. A file is executed anew at
+        every call, so that what is edited in a notebook's session takes effect.
     Raises:
-      InputError: an unknown method, naming the nearest valid one.
+      InputError: an unknown method, naming the nearest valid one; a file or module that is missing or has no `create`.
+        What goes wrong inside one's own code is not caught.
     """
-    if name not in METHODS:
-        raise InputError("method.name", expected="the name of a method", found=repr(name), hint=nearest(name, METHODS))
-    return importlib.import_module(METHODS[name]).create
+    name = str(name)
+    if name in METHODS:
+        return importlib.import_module(METHODS[name]).create
+    if name.endswith(".py"):
+        module = _from_file(name)
+    elif "." in name and all(part.isidentifier() for part in name.split(".")):
+        module = _imported(name)
+    else:
+        raise InputError("method.name", expected="the name of a method, a module's (package.module) or a file's (x.py)",
+                         found=repr(name), hint=nearest(name, METHODS))  # fmt: skip
+    if not callable(getattr(module, "create", None)):
+        raise InputError("method.name", expected=f"'{name}', with a function `create` that returns a Method",
+                         found="none in it")  # fmt: skip
+    return module.create
+
+
+def _from_file(name: str) -> ModuleType:
+    path = Path(name).expanduser().resolve()
+    if not path.is_file():
+        raise InputError("method.name", expected="a Python file that defines a method", found=f"no file {path}",
+                         hint="A relative name starts from the working directory.")  # fmt: skip
+    spec = importlib.util.spec_from_file_location(str(path), path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # where dataclasses, and so linen modules, look for their annotations' names
+    spec.loader.exec_module(module)
+    return module
+
+
+def _imported(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name and f"{name}.".startswith(f"{error.name}."):  # itself, or a package that it should lie in
+            raise InputError("method.name", expected="a module that defines a method", found=f"no module '{name}'",
+                             hint="Modules are looked up in the working directory too.") from None  # fmt: skip
+        raise  # found, but it imports what is not there
