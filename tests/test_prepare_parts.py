@@ -165,7 +165,7 @@ def test_interrupted_while_it_holds_the_pools_locks(monkeypatch, number):
             found.extend(runner.run(fragile, [1, 2, 4, 6, 7, 8], 1))
     finally:
         signal.signal(number, previous)
-    assert asked and found == [(0, 1)]
+    assert asked and {(0, 1)} <= set(found) <= {(0, 1), (1, 4)}, "what was ready, and nothing that came after"
 
 
 def test_second_interruption_ends_at_once():
