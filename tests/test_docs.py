@@ -178,7 +178,7 @@ def test_the_example_trains(trained):
 def test_the_example_is_evaluated_and_predicts(trained):
     folder, _ = trained
     told = run(folder, "evaluate", "--workdir=runs/mine", "--bootstrap=0", "--pictures=0", "--conditions=true")
-    assert "film" in told or "runs/mine" in told
+    assert "runs/mine, best checkpoint, split 'test'" in told
     report = json.loads((folder / "runs/mine/evaluation/test.json").read_text())
     assert report["settings"]["method"] == "film"
     run(folder, "predict", "--workdir=runs/mine", "--input=multi-test-00000", "--output=out", "--overlay=false")
