@@ -168,7 +168,7 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: the file is missing or not JSON.
+      InputError: the file is missing, not JSON, or names a program that lies beside it as its method.
     """
     path = Path(path)
     if not path.is_file():
@@ -179,6 +179,18 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
             hint="Is --workdir the folder that training wrote to?",
         )
     try:
-        return ml_collections.ConfigDict(json.loads(path.read_text()))
-    except ValueError as e:
+        config = ml_collections.ConfigDict(json.loads(path.read_text()))
+    except (ValueError, TypeError) as e:
         raise InputError(path, expected="JSON", found=f"{e}") from None
+    _refuse_own_program(config, path)
+    return config
+
+
+def _refuse_own_program(config, path: Path) -> None:
+    """A workdir that somebody sends must not bring the code along that opening it would run."""
+    method = config.get("method")
+    name = str(method.get("name", "")) if hasattr(method, "get") else ""
+    file = name if name.endswith(".py") else name.replace(".", "/") + ".py"
+    if "." in name and Path(file).expanduser().resolve().is_relative_to(path.parent.resolve()):
+        raise InputError(f"{path}, method.name", expected="a method whose file lies outside of the run's folder",
+                         found=repr(name), hint="Read it; if you trust it, move it and name it anew.")  # fmt: skip

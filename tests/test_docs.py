@@ -259,3 +259,18 @@ def test_errors_inside_own_methods_are_told_as_they_are(folder):
         methods.create("own_package.broken")
     with pytest.raises(InputError, match=r"method\.widht.*'width'"):
         methods.create("own.py", widht=3)
+
+
+@pytest.mark.parametrize("name", ["runs/sent/method.py", "runs.sent.method"])
+def test_a_workdir_brings_no_program_along(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    workdir = tmp_path / "runs" / "sent"
+    workdir.mkdir(parents=True)
+    (workdir / "method.py").write_text("raise SystemExit('ran')")
+    (workdir / "config.json").write_text(json.dumps({"method": {"name": name}}))
+    with pytest.raises(InputError, match=r"method\.name.*outside"):
+        configs.load(workdir / "config.json")
+    monkeypatch.chdir(workdir)
+    for name in ("my_lab/method.py", "tpavi"):
+        (workdir / "config.json").write_text(json.dumps({"method": {"name": f"../{name}" if "/" in name else name}}))
+        assert configs.load("config.json").method.name.endswith(name)

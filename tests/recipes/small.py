@@ -1,4 +1,4 @@
-"""The trainer's tests run this: a small method (one's own method is registered in just this way) on embedded clips."""
+"""The trainer's tests run this: a small method on embedded clips."""
 
 import sys
 from pathlib import Path
