@@ -33,6 +33,9 @@ def train(config, workdir) -> Result:
       InputError: a bad config or data set, or a workdir that another run began.
       TrainingError: loss or gradient was not finite.
     """
+    from avs_jax.training.clock import Clock
+
+    clock = Clock()
     import jax
 
     from avs_jax.data import pipeline
@@ -45,6 +48,7 @@ def train(config, workdir) -> Result:
     from avs_jax.training.step import make_train_step
 
     # ---- What to train, on what, where
+    clock.enter("data")
     workdir = Path(workdir).expanduser().resolve()
     method = build.build_method(config)
     source = build.build_source(config, "train")
@@ -56,6 +60,7 @@ def train(config, workdir) -> Result:
     identity = {"config": build.identity(config), "data": pipeline.identity(source, **order)}
 
     # ---- Shapes before arrays
+    clock.enter("initialise")
     key = jax.random.key(config.seed)
     example = build.example_batch(source)
     shapes = jax.eval_shape(method.init, key, example)
@@ -87,6 +92,7 @@ def train(config, workdir) -> Result:
 
     with Interrupt() as interrupt, contextlib.closing(checkpoints):
         # ---- A frozen audio encoder runs once per clip, not once per step
+        clock.enter("embeddings")
         if embed:
             heard = embeddings.clips_of(clips, range(start, total), len(source), config.batch_size)
             source = embed(state.params, source, heard, audio=audio, stop=lambda: interrupt.signal)
@@ -101,20 +107,24 @@ def train(config, workdir) -> Result:
             learning_rate=optimizer.learning_rate(config.optimizer, total),
         )  # fmt: skip
         log = Log(
-            workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size,
+            workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size, clock=clock,
             tensorboard=config.log.tensorboard, active=jax.process_index() == 0,
         )  # fmt: skip
         batches = pipeline.train_batches(
             source, **order, start_step=start, process_index=jax.process_index(), process_count=jax.process_count(),
             workers=config.loader.workers, threads=config.loader.threads, prefetch=config.loader.prefetch,
         )  # fmt: skip
-        with contextlib.closing(log), contextlib.closing(pipeline.to_device(batches, layout.data)) as batches:
+        batches = pipeline.to_device(batches, layout.data, copying=lambda: clock.part("host to device"))
+        with contextlib.closing(log), contextlib.closing(batches):
             loop = Loop(
-                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log,
+                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log, clock=clock,
                 evaluate=build.evaluator(config, method, embed), interrupt=interrupt, identity=identity,
                 ids=lambda step: [source.ids[i] for i in clips(step)],
             )  # fmt: skip
             state, figures = loop.run(state, batches, figures=figures)
+            with clock.part("checkpoint"):
+                checkpoints.wait()
+            log.breakdown(int(state.step))
     if config.eval.report and not interrupt.signal:
         from avs_jax.evaluate import evaluate_run
 

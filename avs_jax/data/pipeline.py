@@ -5,6 +5,7 @@ processes. What must not change between a run and its resumption is written down
 """
 
 import collections
+import contextlib
 import signal
 from collections.abc import Callable, Iterator, Mapping
 
@@ -239,18 +240,20 @@ def difference(saved, current, name: str = "") -> tuple[str, object, object] | N
     return None if saved == current else (name, saved, current)
 
 
-def to_device(batches: Iterator[Batch], sharding, depth: int = 2):
+def to_device(batches: Iterator[Batch], sharding, depth: int = 2, copying=contextlib.nullcontext):
     """Copies the process-local batches to the devices as global arrays, `depth` of them ahead of their use.
 
     Args:
       sharding: how the leading dimension is laid over the devices, e.g. NamedSharding(mesh, P("data")).
+      copying: makes a context for each copy, e.g. to count its time.
     Yields:
       Batches of jax.Array with the global batch as leading dimension.
     """
     import jax
 
     def put(batch):
-        return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
+        with copying():
+            return {k: jax.make_array_from_process_local_data(sharding, v) for k, v in batch.items()}
 
     ready = collections.deque()
     try:

@@ -158,9 +158,13 @@ class Checkpoints:
         """Whether all processes have agreed to stop at this step, because one was told to (never in a single one)."""
         return jax.process_count() > 1 and self._manager.reached_preemption(step)
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits for the save under way."""
         self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits for the save under way, and ends."""
+        self.wait()
         self._manager.close()
 
 

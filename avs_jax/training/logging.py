@@ -9,6 +9,8 @@ import os
 import time
 from pathlib import Path
 
+from avs_jax.training.clock import Clock, describe
+
 
 class Log:
     """Writes a run's metrics. Only the first process writes; on the others every method does nothing.
@@ -19,12 +21,13 @@ class Log:
       evaluated: whether that step's evaluation is in its checkpoint; if not, it is done again and its line cut off too.
       total: steps of the whole run, for the time left.
       batch_size: clips a step, for the rate.
+      clock: where the run's time is counted.
       tensorboard: also write events for TensorBoard.
     """
 
-    def __init__(self, workdir, *, step: int, evaluated: bool, total: int, batch_size: int, tensorboard: bool = True,
-                 active: bool = True):  # fmt: skip
-        self.active, self.total, self.batch_size = active, total, batch_size
+    def __init__(self, workdir, *, step: int, evaluated: bool, total: int, batch_size: int, clock: Clock,
+                 tensorboard: bool = True, active: bool = True):  # fmt: skip
+        self.active, self.total, self.batch_size, self._clock = active, total, batch_size, clock
         self._events = None
         if not active:
             return
@@ -39,11 +42,11 @@ class Log:
 
     def restart_clock(self, step: int) -> None:
         """Starts a new interval for the rate: what lies before (compilation, evaluation, saving) is not training."""
-        self._start, self._step, self._waited = time.perf_counter(), step, 0.0
+        self._start, self._step, self._waited = time.perf_counter(), step, self._waiting()
 
-    def waited(self, seconds: float) -> None:
-        """Counts time in which the step stood waiting for input."""
-        self._waited += seconds
+    def _waiting(self) -> float:
+        seconds = self._clock.seconds()
+        return seconds["input wait"] + seconds["host to device"]
 
     def first_step(self, step: int) -> None:
         """Tells how long a start took, and keeps it out of the rates: the first step compiles."""
@@ -62,7 +65,7 @@ class Log:
         steps = max(step - self._step, 1)
         timing = {
             "clips_per_s": steps * self.batch_size / elapsed,
-            "input_wait": self._waited / elapsed,
+            "input_wait": (self._waiting() - self._waited) / elapsed,
             "eta_s": (self.total - step) * elapsed / steps,
         }
         self.restart_clock(step)
@@ -86,6 +89,14 @@ class Log:
         shown = {k: figures[k] for k in head if k in figures} or dict(list(figures.items())[:3])
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
         print(f"eval at step {step}:  {text}  ({_duration(seconds)})", flush=True)
+
+    def breakdown(self, step: int) -> None:
+        """Where the time of the run up to `step`, its end, went."""
+        if not self.active:
+            return
+        seconds = self._clock.seconds()
+        self._files[1].write(json.dumps({"step": step, "seconds": seconds}) + "\n")
+        print(describe(seconds), flush=True)
 
     def _write(self, step, metrics, timing):
         for file, values in zip(self._files, (metrics, timing), strict=True):

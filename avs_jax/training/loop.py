@@ -10,6 +10,7 @@ import jax
 
 from avs_jax.errors import TrainingError
 from avs_jax.training.checkpoint import Checkpoints
+from avs_jax.training.clock import Clock
 from avs_jax.training.interrupt import Interrupt
 from avs_jax.training.logging import Log
 from avs_jax.training.state import TrainState
@@ -44,15 +45,15 @@ class Loop:
       step: the compiled training step; it takes the state's buffers.
       schedule: when to log, evaluate and save.
       evaluate: TrainState -> figures.
-      checkpoints, log, interrupt: where to save, what to write to, who asks to stop.
+      checkpoints, log, clock, interrupt: where to save, what to write to, where time is counted, who asks to stop.
       identity: saved with every checkpoint.
       ids: step (0-based) -> the ids of the clips it trains on, to name them.
     """
 
     def __init__(self, step: Callable, schedule: Schedule, *, evaluate: Callable, checkpoints: Checkpoints, log: Log,
-                 interrupt: Interrupt, identity: dict, ids: Callable):  # fmt: skip
+                 clock: Clock, interrupt: Interrupt, identity: dict, ids: Callable):  # fmt: skip
         self._step, self._schedule, self._evaluate = step, schedule, evaluate
-        self._checkpoints, self._log, self._interrupt = checkpoints, log, interrupt
+        self._checkpoints, self._log, self._clock, self._interrupt = checkpoints, log, clock, interrupt
         self._identity, self._ids = identity, ids
         self._pending = None  # (step, metrics on the device) not yet fetched
 
@@ -73,6 +74,7 @@ class Loop:
             figures = self._evaluated(step, state)
             self._checkpoints.replace(step, state, identity=self._identity, figures=figures)
         self._log.restart_clock(step)
+        self._clock.enter("first step")
         while step < self._schedule.total and not self._interrupt.signal:
             batch = self._next(batches)
             if batch is None:
@@ -80,7 +82,9 @@ class Loop:
             state, metrics = self._step(state, batch)
             step += 1
             if step == begin + 1:
+                jax.block_until_ready(metrics)  # the one step that is waited for: it tells how long a start takes
                 self._log.first_step(step)
+                self._clock.enter("step")
             self._flush()  # the step before is done, or nearly: the devices already have this one
             if step % self._schedule.log == 0 or step in (1, self._schedule.total):
                 self._pending = step, metrics
@@ -95,15 +99,13 @@ class Loop:
 
     def _next(self, batches):
         """The next batch, or None where the data processes died of the signal that asks this one to stop."""
-        start = time.perf_counter()
         try:
-            return next(batches)
+            with self._clock.part("input wait"):
+                return next(batches)
         except Exception:
             if not self._interrupt.signal:
                 raise
             return None
-        finally:
-            self._log.waited(time.perf_counter() - start)
 
     def _evaluation_due(self, step: int) -> bool:
         schedule = self._schedule
@@ -114,14 +116,16 @@ class Loop:
         self._flush()
         self._check(int(state.bad_step))
         figures = self._evaluated(step, state) if evaluate else None
-        self._log.sync()
-        self._checkpoints.save(step, state, identity=self._identity, figures=figures)
+        with self._clock.part("checkpoint"):
+            self._log.sync()
+            self._checkpoints.save(step, state, identity=self._identity, figures=figures)
         self._log.restart_clock(step)
         return figures
 
     def _evaluated(self, step, state):
         start = time.perf_counter()
-        figures = {k: float(v) for k, v in self._evaluate(state).items() if math.isfinite(v)}
+        with self._clock.part("evaluation"):
+            figures = {k: float(v) for k, v in self._evaluate(state).items() if math.isfinite(v)}
         self._log.evaluation(step, figures, time.perf_counter() - start)
         return figures
 
@@ -132,7 +136,8 @@ class Loop:
         (step, metrics), self._pending = self._pending, None
         metrics = {k: float(v) for k, v in jax.device_get(metrics).items()}
         self._check(int(metrics.pop("bad_step")))
-        self._log.train(step, metrics)
+        with self._clock.part("logging"):
+            self._log.train(step, metrics)
 
     def _check(self, bad_step: int):
         if bad_step < 0:
