@@ -20,6 +20,9 @@ def defaults() -> ml_collections.ConfigDict:
     c.steps = 1000  # optimiser steps; a recipe in epochs sets epochs > 0 and leaves steps at 0
     c.epochs = 0.0
     c.batch_size = 4  # clips over all devices and processes
+    c.accumulate = (
+        1  # parts of a batch that are gone through one after the other, for the memory of one; see make_train_step
+    )
     c.precision = (
         "float32"  # or "bfloat16": compute only; parameters, losses, norms' statistics and metrics stay float32
     )

@@ -31,7 +31,7 @@ def train(config, workdir) -> Result:
       workdir: gets config.json, checkpoints/, metrics.jsonl, timing.jsonl, tensorboard/.
     Raises:
       InputError: a bad config or data set, or a workdir that another run began.
-      TrainingError: loss or gradient was not finite.
+      TrainingError: loss or gradient was not finite, or the disk is full.
     """
     from avs_jax.training.clock import Clock
 
@@ -46,6 +46,7 @@ def train(config, workdir) -> Result:
     from avs_jax.training.loop import Loop, Schedule
     from avs_jax.training.state import TrainState
     from avs_jax.training.step import make_train_step
+    from avs_jax.training.workdir import prepare
 
     # ---- What to train, on what, where
     clock.enter("data")
@@ -75,7 +76,7 @@ def train(config, workdir) -> Result:
     abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
 
     # ---- Initialisation: resume, else as `_initialised`
-    workdir.mkdir(parents=True, exist_ok=True)
+    prepare(workdir)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)
     build.save_config(config, workdir)
@@ -104,7 +105,7 @@ def train(config, workdir) -> Result:
         # ---- Step, evaluation, loop
         step = make_train_step(
             method, tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema,
-            learning_rate=optimizer.learning_rate(config.optimizer, total),
+            accumulate=build.parts(config), learning_rate=optimizer.learning_rate(config.optimizer, total),
         )  # fmt: skip
         log = Log(
             workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size, clock=clock,
@@ -117,8 +118,9 @@ def train(config, workdir) -> Result:
         batches = pipeline.to_device(batches, layout.data, copying=lambda: clock.part("host to device"))
         with contextlib.closing(log), contextlib.closing(batches):
             loop = Loop(
-                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log, clock=clock,
-                evaluate=build.evaluator(config, method, embed), interrupt=interrupt, identity=identity,
+                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log,
+                evaluate=build.evaluator(config, method, embed, interrupt), clock=clock, interrupt=interrupt,
+                identity=identity,
                 ids=lambda step: [source.ids[i] for i in clips(step)],
             )  # fmt: skip
             state, figures = loop.run(state, batches, figures=figures)

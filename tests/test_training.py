@@ -25,6 +25,7 @@ from avs_jax.methods import Method
 from avs_jax.train import train
 from avs_jax.training import build, optimizer
 from avs_jax.training.checkpoint import Checkpoints
+from avs_jax.training.clock import Clock
 from avs_jax.training.logging import Log
 from avs_jax.training.sharding import placed
 from avs_jax.training.state import TrainState
@@ -236,13 +237,13 @@ def quadratic(bad_from=10**6):
     return Method("quadratic", {}, 1, "none", None, loss, None, lambda p: {"w": "a", "still": "frozen"})
 
 
-def stepper(method, seed=0, ema=0.0):
+def stepper(method, seed=0, ema=0.0, accumulate=1):
     c = configs.defaults().optimizer
     c.update(name="sgd", lr=0.1, momentum=0.0)
     params = {"w": jnp.ones(3), "still": jnp.ones(2)}
     labels = method.param_groups(params)
     tx = optimizer.make_optimizer(c, labels, 10)
-    step = make_train_step(method, tx, trainable=optimizer.trainable(c, labels), seed=seed, ema=ema,
+    step = make_train_step(method, tx, trainable=optimizer.trainable(c, labels), seed=seed, ema=ema, accumulate=accumulate,
                            learning_rate=optimizer.learning_rate(c, 10))  # fmt: skip
     return jax.jit(step), TrainState.create({"params": params, "count": jnp.zeros(())}, tx, ema=ema > 0)
 
@@ -263,6 +264,31 @@ def test_step_by_hand():
     assert found["update_norm"] == pytest.approx(0.4 * 3**0.5)
     assert found["param_norm"] == pytest.approx((3 * 1.4**2 + 2) ** 0.5)
     assert found["lr"] == pytest.approx(0.1)
+
+
+def test_accumulated_by_hand():
+    step, state = stepper(quadratic(), accumulate=2)
+    state, metrics = step(state, {"x": jnp.array([1.0, 3.0, 1.0, 7.0])})  # parts: every second clip, means 1 and 5
+    np.testing.assert_allclose(state.params["w"], np.full(3, 1 - 0.1 * (0 + 2 * (1 - 5)) / 2), rtol=1e-6)
+    np.testing.assert_array_equal(state.params["still"], np.ones(2))
+    assert float(metrics["loss"]) == pytest.approx((0 + 3 * 16) / 2 + 2)
+    assert float(state.model_state["count"]) == 2 and int(state.step) == 1
+    bad, state = stepper(quadratic(bad_from=0), accumulate=2)
+    state, metrics = bad(state, BATCH)
+    assert int(metrics["bad_step"]) == 0 and float(state.model_state["count"]) == 0
+
+
+def test_accumulated_run(tmp_path):
+    """A method whose loss is a mean over clips sees the same gradient in parts; its batch statistics are the parts'."""
+    options = {"steps": 3, "batch_size": 4, "augment__hflip": 0.0, "eval__every_steps": 0}
+    whole, parts = (
+        train(recipe(**options, accumulate=n), tmp_path / str(n)).state.params["head"]["kernel"] for n in (1, 2)
+    )
+    assert 0 < np.abs(np.asarray(whole) - np.asarray(parts)).max() < 0.02  # dropout and statistics differ, no more
+    with pytest.raises(InputError, match="parts of batch_size = 4 clips.*found 3 parts"):
+        train(recipe(**options, accumulate=3), tmp_path / "3")
+    with pytest.raises(InputError, match="accumulate.*as the run was started with"):
+        train(recipe(**options, accumulate=4), tmp_path / "2")
 
 
 def test_randomness_is_of_seed_and_step():
@@ -304,7 +330,7 @@ def test_log_is_cut_where_the_run_resumes(tmp_path):
 
     def resumed(content, step, evaluated=True):
         (tmp_path / "metrics.jsonl").write_bytes(content)
-        Log(tmp_path, step=step, evaluated=evaluated, total=9, batch_size=1, tensorboard=False).close()
+        Log(tmp_path, step=step, evaluated=evaluated, total=9, batch_size=1, clock=Clock(), tensorboard=False).close()
         return (tmp_path / "metrics.jsonl").read_bytes()
 
     whole = b"".join(lines)
@@ -317,7 +343,7 @@ def test_log_is_cut_where_the_run_resumes(tmp_path):
 
 
 def test_log_writes_json_and_events(tmp_path, capsys):
-    log = Log(tmp_path, step=0, evaluated=False, total=10, batch_size=4, tensorboard=True)
+    log = Log(tmp_path, step=0, evaluated=False, total=10, batch_size=4, clock=Clock(), tensorboard=True)
     log.first_step(1)
     log.train(5, {"loss": 0.25, "lr": 1e-4})
     log.evaluation(5, {"miou": 0.5, "fdr": float("nan")}, seconds=3.0)
@@ -642,5 +668,6 @@ def test_no_evaluation_before_the_first_step():
     from avs_jax.training.loop import Loop, Schedule
 
     schedule = Schedule.of(recipe(eval__every_steps=2, eval__first_step=5), 9)
-    loop = Loop(None, schedule, evaluate=None, checkpoints=None, log=None, interrupt=None, identity={}, ids=None)
+    nothing = dict.fromkeys(("evaluate", "checkpoints", "log", "clock", "interrupt", "ids"))
+    loop = Loop(None, schedule, identity={}, **nothing)
     assert [step for step in range(10) if loop._evaluation_due(step)] == [6, 8, 9]

@@ -16,6 +16,8 @@ from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
 from avs_jax.methods import Method, create
 from avs_jax.methods.batch import NO_CANVAS
+from avs_jax.training.interrupt import Interrupt
+from avs_jax.training.workdir import writable
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -90,22 +92,42 @@ def total_steps(config, clips: int) -> int:
     return config.steps or math.ceil(config.epochs * clips / config.batch_size)
 
 
+def parts(config) -> int:
+    """Parts of a batch whose gradients are averaged one after the other (`accumulate`).
+
+    Raises:
+      InputError: the devices cannot share each part evenly.
+    """
+    n, devices = config.accumulate, jax.device_count()
+    if n < 1 or config.batch_size % (n * devices):
+        raise InputError("accumulate", expected=f"parts of batch_size = {config.batch_size} clips that are multiples of "
+                         f"the {devices} device(s)", found=f"{n} parts")  # fmt: skip
+    return n
+
+
 def identity(config) -> dict:
     """What a run is a function of, beside its data: a checkpoint refuses to go on under another one.
 
     Its length, its logging, evaluation and loading may change, and so may the folder its data lie in.
     """
-    sections = ("seed", "batch_size", "precision", "method", "optimizer", "tagging")
+    sections = ("seed", "batch_size", "accumulate", "precision", "method", "optimizer", "tagging")
     found = {k: v for k, v in config.to_dict().items() if k in sections}
+    if found["accumulate"] == 1:  # as runs were saved that did not know of it
+        found.pop("accumulate")
     found["method"].pop("max_iter", None)  # TransAVS's name for the run's length, over which its thresholds rise
     return found
 
 
 def save_config(config, workdir: Path) -> None:
-    """Writes config.json in one piece: a kill leaves the old one or the new one."""
+    """Writes config.json in one piece: a kill leaves the old one or the new one.
+
+    Raises:
+      InputError: it cannot be written. TrainingError: the disk is full.
+    """
     if jax.process_index() == 0:
-        configs.save(config, workdir / "config.json.new")
-        (workdir / "config.json.new").replace(workdir / "config.json")
+        with writable(workdir / "config.json"):
+            configs.save(config, workdir / "config.json.new")
+            (workdir / "config.json.new").replace(workdir / "config.json")
 
 
 def example_batch(source) -> dict:
@@ -140,14 +162,16 @@ def check_canvases(config, method) -> None:
             raise InputError(f"data.{split}.pad", expected=expected, found=repr(pad), hint=NO_CANVAS)
 
 
-def evaluator(config, method, embed=None):
+def evaluator(config, method, embed=None, interrupt=None):
     """TrainState -> figures on the eval split, which is opened when first needed.
 
-    embed: an `avs_jax.training.embeddings.Embedder`, where the audio encoder is frozen.
-
+    Args:
+      embed: an `avs_jax.training.embeddings.Embedder`, where the audio encoder is frozen.
+      interrupt: an `avs_jax.training.interrupt.Interrupt`; the function raises `Stopped` once that asks to stop.
     Raises:
       InputError: the data to evaluate on are not for the method.
     """
+    interrupt = interrupt or Interrupt()
     check_canvases(config, method)
     source = None
     conditions = ("true",)
@@ -157,14 +181,15 @@ def evaluator(config, method, embed=None):
     def evaluate(state) -> dict[str, float]:
         nonlocal source
         if source is None:
-            source = build_source(config, "eval")
+            opened = build_source(config, "eval")
             if embed and conditions == ("true",):  # the other conditions' sounds are no clip's own
-                clips = range(min(len(source), config.eval.max_clips or len(source)))
-                source = embed(state.params, source, clips)
-            source = cached(config, source)
+                clips = range(min(len(opened), config.eval.max_clips or len(opened)))
+                opened = embed(state.params, opened, clips, stop=lambda: interrupt.signal)
+            interrupt.check()
+            source = cached(config, opened)
         figures = metrics.evaluate(
             method, state.variables, source, batch_size=config.eval.batch_size, max_clips=config.eval.max_clips,
-            conditions=conditions, mesh=state.step.sharding.mesh, threads=config.loader.threads,
+            conditions=conditions, mesh=state.step.sharding.mesh, threads=config.loader.threads, check=interrupt.check,
         )  # fmt: skip
         if config.eval.best not in figures:
             raise InputError("eval.best", expected="a figure of the evaluation", found=repr(config.eval.best),
