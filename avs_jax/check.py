@@ -5,6 +5,7 @@
 Exits with 0 when every clip of every split is sound, 1 when not, 2 when the command line or configuration is wrong.
 """
 
+import functools
 import json
 import logging
 import sys
@@ -79,21 +80,23 @@ def skip_bad(source, threads: int = 4, progress: str | None = None):
     return Subset(source, good)
 
 
+def problems_of(source, index: int) -> list[InputError]:
+    """What is wrong with clip `index`: everything, where the source has `problems`; else the first thing met."""
+    if hasattr(source, "problems"):
+        return source.problems(index)
+    try:
+        validate(source[index], num_classes=len(source.class_names))
+    except InputError as error:
+        return [error]
+    return []
+
+
 def _walk(source, threads: int, progress: str | None) -> Iterator[tuple[int, list[InputError]]]:
     from tqdm import tqdm
 
-    def problems(index):
-        if hasattr(source, "problems"):
-            return source.problems(index)
-        try:
-            validate(source[index], num_classes=len(source.class_names))
-        except InputError as error:
-            return [error]
-        return []
-
     indices = range(len(source))
     with ThreadPoolExecutor(max(threads, 1)) as pool:
-        found = pool.map(problems, indices)
+        found = pool.map(functools.partial(problems_of, source), indices)
         bar = tqdm(found, progress, len(indices), unit="clip", disable=progress is None, file=sys.stderr)
         yield from zip(indices, bar, strict=True)
 

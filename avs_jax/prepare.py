@@ -2,6 +2,7 @@
 
     python -m avs_jax.prepare avsbench --root=/data/avsbench_data --setting=s4
     python -m avs_jax.prepare vpo --coco=/data/coco --vggsound=/data/vggsound --setting=ss
+    python -m avs_jax.prepare pack --output=/fast/s4 --data.source=avsbench --data.root=/data/avsbench --data.setting=s4
 
 `python -m avs_jax.prepare <what> --help` tells the options of each.
 """
@@ -16,6 +17,7 @@ from avs_jax.errors import InputError, nearest
 COMMANDS = {
     "avsbench": ("avs_jax.data.prepare.avsbench", "raw videos -> pictures, wavs and log-mels in AVSBench's tree"),
     "vpo": ("avs_jax.data.prepare.vpo", "COCO's pictures and VGGSound's sounds -> VPO-SS, VPO-MS or VPO-MSMI"),
+    "pack": ("avs_jax.data.prepare.pack", "any data set -> ArrayRecord shards, which are read many times as fast"),
 }
 
 

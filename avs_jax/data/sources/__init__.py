@@ -14,6 +14,7 @@ SOURCES = {
     "avsbench": "avsbench.AVSBenchSource",
     "vpo": "vpo.VPOSource",
     "single_plus": "single_plus.SinglePlusSource",
+    "packed": "packed.PackedSource",
 }
 SETTINGS = {("avsbench", "avss"): "avsbench_semantic.AVSBenchSemanticSource"}  # laid out otherwise on disk
 
