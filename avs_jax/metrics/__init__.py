@@ -5,6 +5,7 @@ from them in float64, clip by clip in the order of the source.
 """
 
 import contextlib
+from collections.abc import Callable
 
 import jax
 
@@ -61,6 +62,7 @@ def evaluate_rows(
     mesh=None,
     workers: int = 0,
     threads: int = 2,
+    check: Callable[[], object] = lambda: None,
 ) -> Report:
     """As `evaluate`, with intervals, a row per clip, the class table and the curves. Every process must call it.
 
@@ -75,6 +77,7 @@ def evaluate_rows(
       progress: show a progress bar (on the first process).
       mesh: its devices share the clips; None: one device.
       workers, threads: of the loader.
+      check: called after every batch, in every process equally often; what it raises ends the evaluation.
     Raises:
       InputError: no clips, an unknown condition, labels that do not fit the method's classes.
     """
@@ -97,7 +100,12 @@ def evaluate_rows(
     )
     total = min(len(source), max_clips) if max_clips else len(source)
     with contextlib.closing(batches), _bar(progress, -(-total // processes)) as bar:
-        rows = collect(method, variables, batches, heard, exact=exact, mesh=mesh, advance=bar.update)
+
+        def advance(clips):
+            bar.update(clips)
+            check()
+
+        rows = collect(method, variables, batches, heard, exact=exact, mesh=mesh, advance=advance)
     settings = {"exact": exact, "max_clips": max_clips, "method": method.name}
     return report(gather(rows), source, heard, clips_per_batch=clips_per_batch, bootstrap=bootstrap, settings=settings)
 

@@ -4,29 +4,55 @@
     checkpoints/<step>/optimizer   step, bad_step, opt_state
     checkpoints/<step>/meta        JSON: step, identity of data and config, figures, a checksum per array
 
-Orbax writes in the background; the newest ones and the best one are kept.
+Orbax writes in the background, under another name until all is there; the newest ones and the best one are kept.
 """
 
+import contextlib
 import json
-import math
 import sys
-import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers
 
 from avs_jax.data.pipeline import difference
 from avs_jax.errors import InputError, TrainingError
+from avs_jax.training.checkpoint_files import (
+    DamagedError,
+    damage,
+    describe,
+    read_meta,
+    score,
+    sealed,
+    verify,
+    write_figures,
+)
+from avs_jax.training.workdir import reason
 
 FOLDER = "checkpoints"
 
 
-class DamagedError(Exception):
-    """What is on disk is not what was written."""
+class _NewestAndBest(checkpoint_managers.PreservationPolicy):
+    """Which steps stay on disk. Orbax's own policies know the figures of a step only as they were when it was saved."""
+
+    def __init__(self, keep: int, best: str):
+        self.keep, self.best, self.figures = max(keep, 1), best, {}
+
+    def kept(self, steps: Sequence[int]) -> set[int]:
+        ranked = sorted((score(self.figures.get(s), self.best), s) for s in steps if self.figures.get(s))
+        return set(sorted(steps)[-self.keep :]) | {step for _, step in ranked[-1:]}
+
+    def should_preserve(self, checkpoints, *, context):
+        kept = self.kept([c.step for c in checkpoints])
+        return [c.step in kept for c in checkpoints]
+
+
+class _Manager(ocp.CheckpointManager):
+    def reached_preemption(self, step):
+        """Orbax asks whenever it saves; of several processes the loop alone may ask, and in step (see `Interrupt`)."""
+        return False
 
 
 class Checkpoints:
@@ -40,54 +66,64 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int, best: str):
         self.folder = Path(workdir).resolve() / FOLDER  # Orbax refuses relative paths
-        self._best = best
-        policies = checkpoint_managers.AnyPreservationPolicy(
-            [
-                checkpoint_managers.LatestN(max(keep, 1)),
-                # max_to_keep with best_fn would delete the newest one when it scores badly
-                checkpoint_managers.BestN(get_metric_fn=self._score, n=1, keep_checkpoints_without_metrics=False),
-            ]
-        )
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies, best_fn=self._score, best_mode="max", cleanup_tmp_directories=True,
-        )  # fmt: skip
-        self._manager = ocp.CheckpointManager(self.folder, options=options)
-
-    def _score(self, figures: Mapping[str, float] | None) -> float:
-        return _score(figures, self._best)
+        self._policy, self._saving = _NewestAndBest(keep, best), None
+        options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
+        self._manager = _Manager(self.folder, options=options)
+        for step in self._manager.all_steps():
+            with contextlib.suppress(DamagedError):
+                self._policy.figures[step] = read_meta(self.folder / str(step))["figures"]
 
     def latest(self) -> int | None:
         """The newest step saved or being saved."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state, *, identity: dict, figures: dict[str, float] | None = None) -> None:
+    def save(self, step: int, state, *, identity: dict) -> None:
         """Saves in the background; the state may be donated to the next step as soon as this returns.
 
         Args:
           identity: what the run is a function of; `restore` compares it.
-          figures: the evaluation of this very state, if there was one.
         Raises:
-          TrainingError: nothing was saved.
+          TrainingError: it was not saved, or the one before it was not.
         """
+        self.wait()
         variables, optimizer = _items(state)
-        meta = {"step": step, "identity": identity, "figures": figures, "arrays": _describe(state, checksum=True)}
-        saved = self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                variables=ocp.args.StandardSave(variables),
-                optimizer=ocp.args.StandardSave(optimizer),
-                meta=ocp.args.JsonSave(meta),
-            ),
-            metrics=figures,
-        )
+        meta = {"step": step, "identity": identity, "figures": None, "arrays": describe(state, checksum=True)}
+        self._saving = step
+        with self._writing(step):
+            saved = self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    variables=ocp.args.StandardSave(variables),
+                    optimizer=ocp.args.StandardSave(optimizer),
+                    meta=ocp.args.JsonSave(sealed(meta)),
+                ),
+            )
         if not saved:  # Orbax says so quietly, e.g. when a newer step exists
             raise TrainingError(f"checkpoint of step {step} was not saved; {self.folder} holds step {self.latest()}")
 
-    def replace(self, step: int, state, **meta) -> None:
-        """Saves a step again, e.g. once its evaluation is known."""
-        self._manager.wait_until_finished()
-        self._manager.delete(step)
-        self.save(step, state, **meta)
+    def evaluated(self, step: int, figures: dict[str, float]) -> None:
+        """Adds the evaluation of a saved step to its checkpoint, and deletes what is no longer the best.
+
+        Raises:
+          TrainingError: it could not be written; the checkpoint is as it was.
+        """
+        self.wait()
+        with self._writing(step):
+            if jax.process_index() == 0:
+                write_figures(self.folder / str(step), figures)
+            self._policy.figures[step] = figures
+            steps = self._manager.all_steps()
+            for old in set(steps) - self._policy.kept(steps):
+                self._manager.delete(old)
+
+    def check(self) -> None:
+        """Tells early of a save that has failed in the background.
+
+        Raises:
+          TrainingError: one has.
+        """
+        if self._saving is not None and jax.process_count() == 1 and not self._manager.is_saving_in_progress():
+            self.wait()
 
     def restore(self, abstract, identity: dict):
         """The newest undamaged checkpoint.
@@ -105,10 +141,14 @@ class Checkpoints:
             try:
                 meta = read_meta(self.folder / str(step))
                 self._compare(meta, identity, abstract)
-                return self._read(step, abstract, meta), meta
+                state, found = self._read(step, abstract, meta), ""
             except DamagedError as error:
-                print(f"checkpoint of step {step} is damaged ({error}); trying an older one", file=sys.stderr)
-                self._set_aside(step)
+                state, found = None, str(error)
+            if not _anywhere(bool(found)):
+                return state, meta
+            found = found or "another process says"
+            print(f"checkpoint of step {step} is damaged ({found}); trying an older one", file=sys.stderr)
+            self._set_aside(step)
         if steps:
             raise InputError(self.folder, expected="an undamaged checkpoint", found=f"{len(steps)} damaged",
                              hint="They were moved to checkpoints-damaged; run again to start over.")  # fmt: skip
@@ -122,7 +162,7 @@ class Checkpoints:
             raise InputError(f"{self.folder.parent}, {name}", expected=f"{saved!r}, as the run was started with",
                              found=repr(current), hint=hint)  # fmt: skip
         saved = {k: v[:2] for k, v in meta["arrays"].items()}
-        found = difference({"": saved}, {"": _describe(abstract)})
+        found = difference({"": saved}, {"": describe(abstract)})
         if found:
             name, saved, current = found
             raise InputError(f"{self.folder.parent}, array {name.lstrip('.')}", expected=f"{saved}, as it was saved",
@@ -130,7 +170,7 @@ class Checkpoints:
 
     def _read(self, step, abstract, meta):
         variables, optimizer = _items(abstract)
-        with _damage():
+        with damage(self.folder / str(step)):
             read = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -138,7 +178,7 @@ class Checkpoints:
                 ),
             )
         state = abstract.replace(**{"ema": None, **read["variables"], **read["optimizer"]})
-        _verify(_describe(state, checksum=True), meta["arrays"])
+        verify(describe(state, checksum=True), meta["arrays"])
         return state
 
     def _set_aside(self, step):
@@ -152,20 +192,56 @@ class Checkpoints:
             from jax.experimental import multihost_utils
 
             multihost_utils.sync_global_devices(f"damaged checkpoint {step}")
+        self._policy.figures.pop(step, None)
         self._manager.reload()
 
-    def reached_preemption(self, step: int) -> bool:
-        """Whether all processes have agreed to stop at this step, because one was told to (never in a single one)."""
-        return jax.process_count() > 1 and self._manager.reached_preemption(step)
-
     def wait(self) -> None:
-        """Waits for the save under way."""
-        self._manager.wait_until_finished()
+        """Waits for the save under way.
+
+        Raises:
+          TrainingError: it failed.
+        """
+        with self._writing(self._saving):
+            self._manager.wait_until_finished()
+        self._saving = None
 
     def close(self) -> None:
-        """Waits for the save under way, and ends."""
-        self.wait()
-        self._manager.close()
+        """Waits for the save under way, and ends.
+
+        Raises:
+          TrainingError: it failed.
+        """
+        try:
+            self.wait()
+        finally:
+            with contextlib.suppress(Exception):  # told by `wait`
+                self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self, step: int | None) -> Iterator[None]:
+        """Tells of what goes wrong in saving, now or in the background, in terms of the run."""
+        try:
+            yield
+        except TrainingError:
+            raise
+        except Exception as error:
+            self._saving = None
+            self._manager.reload()
+            last = self.latest()
+            good = f"the last good one is that of step {last}" if last is not None else "there is no other"
+            raise TrainingError(
+                f"checkpoint of step {step} could not be saved in {self.folder}: {reason(error)}; {good}. "
+                "When this is put right, the same command goes on from there."
+            ) from error
+
+
+def _anywhere(here: bool) -> bool:
+    """Whether it holds in any process."""
+    if jax.process_count() == 1:
+        return here
+    from jax.experimental import multihost_utils
+
+    return bool(multihost_utils.process_allgather(jax.numpy.asarray(here)).any())
 
 
 def load_checkpoint(workdir, which: str = "best"):
@@ -194,7 +270,7 @@ def load_checkpoint(workdir, which: str = "best"):
         except DamagedError as error:
             print(f"checkpoint {path} is damaged ({error})", file=sys.stderr)
     if which == "best":
-        order = sorted(metas, key=lambda s: (_score(metas[s]["figures"], config.eval.best), s), reverse=True)
+        order = sorted(metas, key=lambda s: (score(metas[s]["figures"], config.eval.best), s), reverse=True)
     else:
         order = sorted(metas, reverse=True)
     for step in order:
@@ -208,38 +284,13 @@ def load_checkpoint(workdir, which: str = "best"):
 
 def _read_variables(path: Path, meta) -> dict:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with _damage(), ocp.StandardCheckpointer() as reader:
+    with damage(path), ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(path / "variables").item_metadata.tree
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), tree)
         read = reader.restore(path / "variables", abstract)
     expected = {k: v for k, v in meta["arrays"].items() if k.split("/")[0] in ("params", "model_state", "ema")}
-    _verify(_describe(read, checksum=True), expected)
+    verify(describe(read, checksum=True), expected)
     return {"params": read.get("ema") or read["params"], **read["model_state"]}
-
-
-def read_meta(path: Path) -> dict:
-    """The JSON item of a checkpoint's folder.
-
-    Raises:
-      DamagedError: it is missing or not what `save` wrote.
-    """
-    with _damage():
-        meta = json.loads((path / "meta" / "metadata").read_text())
-        if meta["step"] != int(path.name) or not meta["arrays"]:
-            raise DamagedError("its meta data is another's")
-        return meta
-
-
-class _damage:
-    """Whatever goes wrong in reading a checkpoint means that it is damaged."""
-
-    def __enter__(self):
-        pass
-
-    def __exit__(self, kind, error, _):
-        if error is not None and isinstance(error, Exception) and not isinstance(error, DamagedError):
-            text = " ".join(str(error).split())
-            raise DamagedError(f"{kind.__name__}: {text[:120]}") from error
 
 
 def _items(state) -> tuple[dict, dict]:
@@ -247,33 +298,3 @@ def _items(state) -> tuple[dict, dict]:
     if state.ema is not None:
         variables["ema"] = state.ema
     return variables, {"step": state.step, "bad_step": state.bad_step, "opt_state": state.opt_state}
-
-
-def _describe(tree, *, checksum: bool = False) -> dict[str, list]:
-    """Path -> [shape, dtype] of every array, and with `checksum` its CRC-32, which Orbax does not keep."""
-    described = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        described[_path(path)] = [list(leaf.shape), str(leaf.dtype)]
-        if checksum:
-            described[_path(path)].append(zlib.crc32(np.ascontiguousarray(_host(leaf)).tobytes()))
-    return described
-
-
-def _path(path) -> str:
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-
-
-def _host(array) -> np.ndarray:
-    """One copy of an array that may live, whole, on the devices of several processes."""
-    return np.asarray(array if array.is_fully_addressable else array.addressable_data(0))
-
-
-def _verify(found: dict, expected: dict) -> None:
-    bad = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
-    if bad:
-        raise DamagedError(f"checksum of {bad[0]}" + (f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""))
-
-
-def _score(figures: Mapping[str, float] | None, name: str) -> float:
-    value = (figures or {}).get(name, -math.inf)
-    return value if value is not None and not math.isnan(value) else -math.inf

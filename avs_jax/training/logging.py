@@ -3,13 +3,17 @@
 `metrics.jsonl` holds nothing but functions of (config, step); what the clock says goes to `timing.jsonl`.
 """
 
+import contextlib
 import json
 import math
 import os
 import time
 from pathlib import Path
 
+from avs_jax.errors import TrainingError
 from avs_jax.training.clock import Clock, describe
+from avs_jax.training.events import Events
+from avs_jax.training.workdir import reason, writable
 
 
 class Log:
@@ -23,6 +27,8 @@ class Log:
       batch_size: clips a step, for the rate.
       clock: where the run's time is counted.
       tensorboard: also write events for TensorBoard.
+    Raises:
+      InputError: the files cannot be written to. TrainingError: the disk is full; from every method that writes.
     """
 
     def __init__(self, workdir, *, step: int, evaluated: bool, total: int, batch_size: int, clock: Clock,
@@ -32,12 +38,14 @@ class Log:
         if not active:
             return
         workdir = Path(workdir)
-        self._files = [_resume_lines(workdir / name, step, evaluated) for name in ("metrics.jsonl", "timing.jsonl")]
+        paths = [workdir / name for name in ("metrics.jsonl", "timing.jsonl")]
+        self._files = []
+        for path in paths:
+            with writable(path):
+                self._files.append(_resume_lines(path, step, evaluated))
         if tensorboard:
-            from tensorboardX import SummaryWriter
-
             # The event file of a killed run may hold steps that are done again now: they are marked as purged.
-            self._events = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
+            self._events = Events(workdir / "tensorboard", purge_step=step + 1 if step else 0)
         self.restart_clock(step)
 
     def restart_clock(self, step: int) -> None:
@@ -53,7 +61,7 @@ class Log:
         if not self.active:
             return
         seconds = time.perf_counter() - self._start
-        self._files[1].write(json.dumps({"step": step, "first_step_s": seconds}) + "\n")
+        self._line(self._files[1], {"step": step, "first_step_s": seconds})
         print(f"first step after {_duration(seconds)} of compiling and loading", flush=True)
         self.restart_clock(step)
 
@@ -95,23 +103,29 @@ class Log:
         if not self.active:
             return
         seconds = self._clock.seconds()
-        self._files[1].write(json.dumps({"step": step, "seconds": seconds}) + "\n")
+        self._line(self._files[1], {"step": step, "seconds": seconds})
         print(describe(seconds), flush=True)
 
     def _write(self, step, metrics, timing):
         for file, values in zip(self._files, (metrics, timing), strict=True):
-            file.write(json.dumps({"step": step, **{k: _json(v) for k, v in values.items()}}) + "\n")
-            file.flush()
+            self._line(file, {"step": step, **{k: _json(v) for k, v in values.items()}})
         if self._events:
-            for name, value in {**metrics, **{f"timing/{k}": v for k, v in timing.items()}}.items():
-                self._events.add_scalar(name if "/" in name else f"train/{name}", value, step)
+            values = {**metrics, **{f"timing/{k}": v for k, v in timing.items()}}
+            self._events.add(step, {name if "/" in name else f"train/{name}": v for name, v in values.items()})
+
+    def _line(self, file, values):
+        with _written(file):
+            file.write(json.dumps(values) + "\n")
+            file.flush()
 
     def sync(self) -> None:
         """Makes sure of what was written: called before a checkpoint of the same step is."""
         if not self.active:
             return
         for file in self._files:
-            os.fsync(file.fileno())
+            with _written(file):
+                file.flush()
+                os.fsync(file.fileno())
         if self._events:
             self._events.flush()
 
@@ -119,9 +133,21 @@ class Log:
         if not self.active:
             return
         for file in self._files:
-            file.close()
+            with contextlib.suppress(OSError):  # every line was flushed when it was written, and told of if not
+                file.close()
         if self._events:
             self._events.close()
+
+
+@contextlib.contextmanager
+def _written(file):
+    try:
+        yield
+    except OSError as error:
+        raise TrainingError(
+            f"{file.name} could not be written: {reason(error)}; the checkpoints are as they were. "
+            "When this is put right, the same command goes on from the last one."
+        ) from error
 
 
 def _resume_lines(path: Path, step: int, evaluated: bool):

@@ -1,7 +1,7 @@
 """The training loop: steps, metrics one step late, evaluations, checkpoints, and a clean way out."""
 
 import math
-import signal
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -11,7 +11,7 @@ import jax
 from avs_jax.errors import TrainingError
 from avs_jax.training.checkpoint import Checkpoints
 from avs_jax.training.clock import Clock
-from avs_jax.training.interrupt import Interrupt
+from avs_jax.training.interrupt import Interrupt, Stopped
 from avs_jax.training.logging import Log
 from avs_jax.training.state import TrainState
 
@@ -44,7 +44,7 @@ class Loop:
     Args:
       step: the compiled training step; it takes the state's buffers.
       schedule: when to log, evaluate and save.
-      evaluate: TrainState -> figures.
+      evaluate: TrainState -> figures; raises `Stopped` where it was asked to stop.
       checkpoints, log, clock, interrupt: where to save, what to write to, where time is counted, who asks to stop.
       identity: saved with every checkpoint.
       ids: step (0-based) -> the ids of the clips it trains on, to name them.
@@ -60,6 +60,8 @@ class Loop:
     def run(self, state: TrainState, batches: Iterator, *, figures: dict | None = None):
         """Trains from `state.step` to the end, or until asked to stop; the last state is saved either way.
 
+        It is also saved when a batch cannot be read, and on any other error that leaves it whole.
+
         Args:
           state: donated to the first step.
           batches: on the devices, the first being that of step `state.step`.
@@ -67,35 +69,51 @@ class Loop:
         Returns:
           (state, the last evaluation's figures or None).
         Raises:
-          TrainingError: loss or gradient was not finite.
+          TrainingError: loss or gradient was not finite; metrics or checkpoints cannot be written.
         """
         begin = step = int(state.step)
         if self._evaluation_due(step) and figures is None:  # stopped between a step and its evaluation
             figures = self._evaluated(step, state)
-            self._checkpoints.replace(step, state, identity=self._identity, figures=figures)
         self._log.restart_clock(step)
         self._clock.enter("first step")
-        while step < self._schedule.total and not self._interrupt.signal:
-            batch = self._next(batches)
-            if batch is None:
-                break
-            state, metrics = self._step(state, batch)
-            step += 1
-            if step == begin + 1:
-                jax.block_until_ready(metrics)  # the one step that is waited for: it tells how long a start takes
-                self._log.first_step(step)
-                self._clock.enter("step")
-            self._flush()  # the step before is done, or nearly: the devices already have this one
-            if step % self._schedule.log == 0 or step in (1, self._schedule.total):
-                self._pending = step, metrics
-            evaluate = self._evaluation_due(step) and not self._interrupt.signal
-            if evaluate or step % self._schedule.save == 0:
-                figures = self._pause(step, state, evaluate=evaluate) or figures
-            if self._checkpoints.reached_preemption(step):
-                self._interrupt.signal = signal.SIGTERM
+        try:
+            while step < self._schedule.total and not self._interrupt.requested():
+                batch = self._next(batches)
+                if batch is None:
+                    break
+                state, metrics = self._step(state, batch)
+                step += 1
+                if step == begin + 1:
+                    jax.block_until_ready(metrics)  # the one step that is waited for: it tells how long a start takes
+                    self._log.first_step(step)
+                    self._clock.enter("step")
+                self._flush()  # the step before is done, or nearly: the devices already have this one
+                if step % self._schedule.log == 0 or step in (1, self._schedule.total):
+                    self._pending = step, metrics
+                evaluate = self._evaluation_due(step) and not self._interrupt.signal
+                if evaluate or step % self._schedule.save == 0:
+                    figures = self._pause(step, state, evaluate=evaluate) or figures
+        except TrainingError:
+            raise
+        except Exception:
+            if step > begin:
+                self._rescue(step, state)
+            raise
         if step > begin and self._checkpoints.latest() != step:  # asked to stop
             self._pause(step, state, evaluate=False)
         return state, figures
+
+    def _rescue(self, step, state):
+        """Saves the state of the last step before an error ends the run, if that has left it whole."""
+        taken = any(leaf.is_deleted() for leaf in jax.tree.leaves(state))  # by the step that failed
+        if taken or jax.process_count() > 1 or self._checkpoints.latest() == step:  # processes save together or never
+            return
+        try:
+            self._pause(step, state, evaluate=False)
+            self._checkpoints.wait()
+            print(f"the state of step {step} was saved before this error:", file=sys.stderr, flush=True)
+        except Exception as error:
+            print(f"the state of step {step} could not be saved: {error}", file=sys.stderr, flush=True)
 
     def _next(self, batches):
         """The next batch, or None where the data processes died of the signal that asks this one to stop."""
@@ -112,21 +130,28 @@ class Loop:
         return step > 0 and (step == schedule.total or (step >= schedule.first and step % schedule.evaluate == 0))
 
     def _pause(self, step, state, *, evaluate):
-        """Evaluates first, then saves: what is saved says how good it is, and a kill in between loses neither."""
+        """Saves first, then evaluates: whatever happens in a long evaluation, the state is safe."""
         self._flush()
         self._check(int(state.bad_step))
-        figures = self._evaluated(step, state) if evaluate else None
         with self._clock.part("checkpoint"):
             self._log.sync()
-            self._checkpoints.save(step, state, identity=self._identity, figures=figures)
+            self._checkpoints.save(step, state, identity=self._identity)
+        figures = self._evaluated(step, state) if evaluate else None
         self._log.restart_clock(step)
         return figures
 
     def _evaluated(self, step, state):
+        """The figures of a saved state, which its checkpoint has from now on; None if asked to stop meanwhile."""
         start = time.perf_counter()
-        with self._clock.part("evaluation"):
-            figures = {k: float(v) for k, v in self._evaluate(state).items() if math.isfinite(v)}
+        try:
+            with self._clock.part("evaluation"):
+                figures = {k: float(v) for k, v in self._evaluate(state).items() if math.isfinite(v)}
+        except Stopped:
+            return None
         self._log.evaluation(step, figures, time.perf_counter() - start)
+        with self._clock.part("checkpoint"):
+            self._log.sync()
+            self._checkpoints.evaluated(step, figures)
         return figures
 
     def _flush(self):
@@ -138,6 +163,7 @@ class Loop:
         self._check(int(metrics.pop("bad_step")))
         with self._clock.part("logging"):
             self._log.train(step, metrics)
+            self._checkpoints.check()
 
     def _check(self, bad_step: int):
         if bad_step < 0:

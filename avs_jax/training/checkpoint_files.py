@@ -1,0 +1,122 @@
+"""What a checkpoint's files hold beside Orbax's arrays: meta data and checksums, by which damage is noticed.
+
+Orbax reads an array with a flipped bit without a word; here every array has a CRC-32 in the meta data, and the meta
+data have one of their own.
+"""
+
+import contextlib
+import json
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from avs_jax.errors import InputError
+from avs_jax.training.embedding_cache import write_whole
+
+# In the text of an error: the files could not be read now, which says nothing about what they hold.
+NO_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
+
+
+class DamagedError(Exception):
+    """What is on disk is not what was written."""
+
+
+def sealed(meta: Mapping) -> dict:
+    """The meta data with their checksum, as JSON gives them back."""
+    plain = json.loads(json.dumps({**meta}))
+    return {**plain, "checksum": _checksum(plain)}
+
+
+def read_meta(folder: Path) -> dict:
+    """The meta data in a checkpoint's folder: step, identity, figures, arrays.
+
+    Raises:
+      DamagedError: they are missing or not what was written.
+      InputError: they cannot be read.
+    """
+    with damage(folder):
+        meta = json.loads(_meta_file(folder).read_text())
+        checksum = meta.pop("checksum", None)  # older runs have none
+        if checksum not in (None, _checksum(meta)):
+            raise DamagedError("checksum of its meta data")
+        if meta["step"] != int(folder.name) or not meta["arrays"]:
+            raise DamagedError("its meta data is another's")
+        return meta
+
+
+def write_figures(folder: Path, figures: Mapping[str, float]) -> None:
+    """Adds an evaluation to a checkpoint: a kill leaves the meta data with it or without it, and whole.
+
+    Raises:
+      OSError: they cannot be written.
+    """
+    meta = sealed({**read_meta(folder), "figures": dict(figures)})
+    write_whole(_meta_file(folder), json.dumps(meta).encode())
+
+
+def _meta_file(folder: Path) -> Path:
+    return folder / "meta" / "metadata"  # Orbax's name for a JSON item
+
+
+def _checksum(meta: Mapping) -> int:
+    return zlib.crc32(json.dumps(meta, sort_keys=True).encode())
+
+
+@contextlib.contextmanager
+def damage(folder: Path) -> Iterator[None]:
+    """Whatever goes wrong in reading a checkpoint means that it is damaged, unless the machine or the user is at fault.
+
+    Raises:
+      DamagedError: in place of what was raised.
+      InputError: no permission, no memory, no connection: the checkpoint may be as good as ever.
+    """
+    try:
+        yield
+    except DamagedError:
+        raise
+    except Exception as error:
+        text = " ".join(str(error).split())
+        if isinstance(error, PermissionError | MemoryError) or any(word in text for word in NO_DAMAGE):
+            raise InputError(folder, expected="a checkpoint that can be read",
+                             found=f"{type(error).__name__}: {text[:200]}") from error  # fmt: skip
+        raise DamagedError(f"{type(error).__name__}: {text[:120]}") from error
+
+
+def describe(tree, *, checksum: bool = False) -> dict[str, list]:
+    """Path -> [shape, dtype] of every array, and with `checksum` its CRC-32, which Orbax does not keep."""
+    described = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        described[_path(path)] = [list(leaf.shape), str(leaf.dtype)]
+        if checksum:
+            described[_path(path)].append(zlib.crc32(np.ascontiguousarray(_host(leaf)).tobytes()))
+    return described
+
+
+def _path(path) -> str:
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _host(array) -> np.ndarray:
+    """One copy of an array that may live, whole, on the devices of several processes."""
+    return np.asarray(array if array.is_fully_addressable else array.addressable_data(0))
+
+
+def verify(found: dict, expected: dict) -> None:
+    """Compares what `describe` says of the arrays read with what it said of those written.
+
+    Raises:
+      DamagedError: naming the first array that differs.
+    """
+    bad = sorted(k for k in found.keys() | expected.keys() if found.get(k) != expected.get(k))
+    if bad:
+        raise DamagedError(f"checksum of {bad[0]}" + (f" and {len(bad) - 1} more arrays" if len(bad) > 1 else ""))
+
+
+def score(figures: Mapping[str, float] | None, name: str) -> float:
+    """The figure `name` of an evaluation, to be ranked by; that of none, and one that is not defined, is the least."""
+    value = (figures or {}).get(name, -math.inf)
+    return value if value is not None and not math.isnan(value) else -math.inf
