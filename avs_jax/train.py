@@ -39,22 +39,26 @@ def train(config, workdir) -> Result:
     import jax
 
     from avs_jax.data import pipeline
-    from avs_jax.training import build, embeddings, optimizer, sharding
+    from avs_jax.training import build, embeddings, optimizer, sharding, tagging
+    from avs_jax.training.ahead import CompiledAhead, batch_shapes
     from avs_jax.training.checkpoint import Checkpoints
     from avs_jax.training.interrupt import Interrupt
     from avs_jax.training.logging import Log
     from avs_jax.training.loop import Loop, Schedule
     from avs_jax.training.state import TrainState
     from avs_jax.training.step import make_train_step
+    from avs_jax.training.validation import validate
     from avs_jax.training.workdir import prepare
 
     # ---- What to train, on what, where
     clock.enter("data")
     workdir = Path(workdir).expanduser().resolve()
     method = build.build_method(config)
+    validate(config, method)
     source = build.build_source(config, "train")
     build.check_classes(method, source)
     layout = sharding.layout(config.batch_size)
+    tagging.check(method, source, config.tagging.steps)
     total = build.total_steps(config, len(source))
     order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict(),
                  pairing=build.pairing(config, method, source))  # fmt: skip
@@ -75,15 +79,28 @@ def train(config, workdir) -> Result:
 
     abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
 
-    # ---- Initialisation: resume, else as `_initialised`
+    # ---- Initialisation: resume, else public weights, which are read before anything is written
+    def initialise():
+        return build.load_pretrained(config, method, method.init(key, example))
+
+    variables = None if (workdir / "checkpoints").is_dir() else initialise()
     prepare(workdir)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)
     build.save_config(config, workdir)
+    step = make_train_step(
+        method, tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema, accumulate=build.parts(config),
+        learning_rate=optimizer.learning_rate(config.optimizer, total),
+    )  # fmt: skip
+    step = sharding.jit_step(step, layout)
+    if not restored or restored[1]["step"] < total:
+        step = CompiledAhead(step, abstract, batch_shapes(method, source, embed, shapes["params"], layout.data, order))
     if restored:
         state, figures, audio = restored[0], restored[1]["figures"], None
     else:
-        variables, audio = _initialised(config, method, source, method.init(key, example))
+        variables = variables or initialise()
+        with clock.part("embeddings"):
+            variables, audio = _taught(config, method, source, variables)
         state, figures = jax.jit(make_state, out_shardings=layout.replicated)(variables), None
     start = int(state.step)
     build.announce(config, method, source, state, start=start, total=total)
@@ -102,11 +119,7 @@ def train(config, workdir) -> Result:
             return Result(state, figures, interrupt.signal)
         source = build.cached(config, source)
 
-        # ---- Step, evaluation, loop
-        step = make_train_step(
-            method, tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema,
-            accumulate=build.parts(config), learning_rate=optimizer.learning_rate(config.optimizer, total),
-        )  # fmt: skip
+        # ---- Batches, evaluation, loop
         log = Log(
             workdir, step=start, evaluated=figures is not None, total=total, batch_size=config.batch_size, clock=clock,
             tensorboard=config.log.tensorboard, active=jax.process_index() == 0,
@@ -118,10 +131,9 @@ def train(config, workdir) -> Result:
         batches = pipeline.to_device(batches, layout.data, copying=lambda: clock.part("host to device"))
         with contextlib.closing(log), contextlib.closing(batches):
             loop = Loop(
-                sharding.jit_step(step, layout), Schedule.of(config, total), checkpoints=checkpoints, log=log,
+                step, Schedule.of(config, total), checkpoints=checkpoints, log=log,
                 evaluate=build.evaluator(config, method, embed, interrupt), clock=clock, interrupt=interrupt,
-                identity=identity,
-                ids=lambda step: [source.ids[i] for i in clips(step)],
+                identity=identity, ids=lambda step: [source.ids[i] for i in clips(step)],
             )  # fmt: skip
             state, figures = loop.run(state, batches, figures=figures)
             with clock.part("checkpoint"):
@@ -134,12 +146,11 @@ def train(config, workdir) -> Result:
     return Result(state, figures, interrupt.signal)
 
 
-def _initialised(config, method, source, variables):
-    """Random variables with what pretrained files hold, their audio encoder taught to name sounds where the config
-    says so; and every clip's `audio` where that has loaded it, else None."""
-    from avs_jax.training import build, tagging
+def _taught(config, method, source, variables):
+    """The variables with their audio encoder taught to name sounds where the config says so; and every clip's `audio`
+    where that has loaded it, else None."""
+    from avs_jax.training import tagging
 
-    variables = build.load_pretrained(config, method, variables)
     if not config.tagging.steps:
         return variables, None
     audio = tagging.load_audio(source)

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 from avs_jax.errors import TrainingError
-from avs_jax.training.clock import Clock, describe
+from avs_jax.training.clock import START_UP, Clock, describe
 from avs_jax.training.events import Events
 from avs_jax.training.workdir import reason, writable
 
@@ -60,9 +60,10 @@ class Log:
         """Tells how long a start took, and keeps it out of the rates: the first step compiles."""
         if not self.active:
             return
-        seconds = time.perf_counter() - self._start
+        parts = self._clock.seconds()
+        seconds = sum(parts[name] for name in START_UP)
         self._line(self._files[1], {"step": step, "first_step_s": seconds})
-        print(f"first step after {_duration(seconds)} of compiling and loading", flush=True)
+        print(f"first step after {_duration(seconds)} of loading and compiling", flush=True)
         self.restart_clock(step)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
