@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from avs_jax import overrides
@@ -23,31 +24,45 @@ def run(main: Callable[[], int | None]) -> None:
     from absl import app, flags, logging
 
     def parse(argv):
+        config = None
         try:
-            _check_recipe(argv)
-            argv, options = overrides.take(argv, _recipe_config(argv))
+            recipe = _recipe(argv)
+            config = None if recipe is None else read_recipe(recipe)
+            argv, options = overrides.take(argv, config)
             sys.argv = argv  # where config_flags looks for the fields that are changed
             rest = flags.FLAGS(argv)
             overrides.apply(options, flags.FLAGS)
             return rest
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError, SyntaxError) as error:
-            _leave(_explain(error, argv), 2)
+            _leave(_explain(error, argv, config), 2)
 
     def guarded(argv):
-        try:
-            if not flags.FLAGS["verbosity"].present:  # Orbax tells every step of a save
-                logging.set_verbosity(logging.ERROR)
-                std_logging.getLogger("avs_jax").setLevel(std_logging.WARNING)
-            if argv[1:]:
-                raise InputError("command line", expected="--flag=value", found=repr(argv[1]))
-            with interruptible("interrupted"):
-                return main()
-        except InputError as error:
-            _leave(error, 2)
-        except TrainingError as error:
-            _leave(error, 1)
+        if not flags.FLAGS["verbosity"].present:  # Orbax tells every step of a save
+            logging.set_verbosity(logging.ERROR)
+            std_logging.getLogger("avs_jax").setLevel(std_logging.WARNING)
+        if argv[1:]:
+            raise InputError("command line", expected="--flag=value", found=repr(argv[1]))
+        with interruptible("interrupted"):
+            return main()
 
-    app.run(guarded, flags_parser=parse)
+    app.run(lambda argv: status_of(lambda: guarded(argv)), flags_parser=parse)
+
+
+def status_of(main: Callable[[], int | None]) -> int:
+    """Runs a command; its exit status. What went wrong is told in one line: bad input (2), a run that cannot go on or a
+    file that cannot be read or written (1)."""
+    try:
+        return main() or 0
+    except InputError as error:
+        message, status = str(error), 2
+    except TrainingError as error:
+        message, status = str(error), 1
+    except OSError as error:  # of files; others have no name and are not the user's
+        if error.filename is None:
+            raise
+        message, status = f"{error.filename}: {error.strerror or error}", 1
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return status
 
 
 @contextlib.contextmanager
@@ -127,19 +142,45 @@ def config_flag():
 
 
 def read_recipe(text: str):
-    """The config of "file.py" or "file.py:name=value,...", for commands that take no overrides of single fields.
+    """The config of "file.py" or "file.py:name=value,...", before single fields are changed.
 
     Raises:
-      InputError: no such file, or one without `get_config`.
+      InputError: no such file, or no recipe in it; what went wrong in its code is told with the line.
     """
     import runpy
 
+    from ml_collections import ConfigDict
+
+    from avs_jax.config_check import check_structure
+
     path, colon, arg = text.partition(":")
-    _check_recipe([f"--config={text}"])
-    get_config = runpy.run_path(path).get("get_config")
+    if not os.path.isfile(path):
+        raise InputError("--config", expected="the file of a recipe", found=repr(path),
+                         hint="Recipes live in configs/.")  # fmt: skip
+    try:
+        get_config = runpy.run_path(path).get("get_config")
+        config = None if get_config is None else get_config(arg) if colon else get_config()
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # its author's, whatever it is
+        found = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"--config, {path}{_line(error, path)}", expected="a recipe that runs", found=found) from error
     if get_config is None:
-        raise InputError("--config", expected="a recipe, which defines get_config", found=repr(path))
-    return get_config(arg) if colon else get_config()
+        raise InputError("--config", expected="a recipe, which defines get_config", found=f"none in {path!r}")
+    if not isinstance(config, ConfigDict):
+        expected = "a get_config that returns what it made of avs_jax.config.defaults()"
+        found = "None" if config is None else f"a {type(config).__name__}"
+        raise InputError(f"--config, {path}", expected=expected, found=found)
+    check_structure(config)
+    return config
+
+
+def _line(error: BaseException, path: str) -> str:
+    """Where in the file it went wrong: ", line 5", or nothing."""
+    if isinstance(error, SyntaxError):
+        return f", line {error.lineno}" if error.lineno else ""
+    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == path]
+    return f", line {lines[-1]}" if lines else ""
 
 
 def enable_compile_cache() -> None:
@@ -161,48 +202,27 @@ def join_processes() -> None:
     jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)
 
 
-def _recipe(argv) -> tuple[str, str | None] | None:
-    """(file, argument) of --config, or None."""
+def _recipe(argv) -> str | None:
+    """The value of --config."""
     for flag, value in zip(argv, [*argv[1:], ""], strict=True):
-        name, _, text = flag.partition("=")
+        name, equals, text = flag.partition("=")
         if flag.startswith("-") and name.lstrip("-") == "config":
-            path, colon, arg = (text or value).partition(":")
-            return path, arg if colon else None
+            return text if equals else value
     return None
 
 
-def _recipe_config(argv):
-    """What the recipe of --config says before fields are changed, or None where there is no recipe."""
-    import runpy
-
-    recipe = _recipe(argv)
-    get_config = runpy.run_path(recipe[0]).get("get_config") if recipe else None
-    if get_config is None:
-        return None
-    return get_config() if recipe[1] is None else get_config(recipe[1])
-
-
-def _check_recipe(argv):
-    """config_flags puts off the error of a missing file until the config is read."""
-    recipe = _recipe(argv)
-    if recipe and not os.path.isfile(recipe[0]):
-        raise InputError("--config", expected="the file of a recipe", found=repr(recipe[0]),
-                         hint="Recipes live in configs/.")  # fmt: skip
-
-
-def _explain(error: Exception, argv) -> str:
+def _explain(error: Exception, argv, config) -> str:
     """What the user got wrong, in one line, behind the library's own way of telling."""
     cause = error
     while cause is not None:  # an InputError of the recipe itself
         if isinstance(cause, InputError):
             return str(cause)
         cause = cause.__cause__ or cause.__context__
-    return str(_unknown_field(argv) or "") or " ".join(str(error).split()) or type(error).__name__
+    return str(_unknown_field(argv, config) or "") or " ".join(str(error).split()) or type(error).__name__
 
 
-def _unknown_field(argv) -> InputError | None:
+def _unknown_field(argv, config) -> InputError | None:
     """The first --config.<field> that the recipe does not have."""
-    config = _recipe_config(argv)
     if config is None:
         return None
     for flag in argv:

@@ -171,8 +171,10 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
     """Reads what `save` wrote.
 
     Raises:
-      InputError: the file is missing, not JSON, or names a program that lies beside it as its method.
+      InputError: the file is missing, no JSON object, no config, or names a program that lies beside it as its method.
     """
+    from avs_jax import config_check
+
     path = Path(path)
     if not path.is_file():
         raise InputError(
@@ -182,11 +184,18 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
             hint="Is --workdir the folder that training wrote to?",
         )
     try:
-        config = ml_collections.ConfigDict(json.loads(path.read_text()))
-    except (ValueError, TypeError) as e:
-        raise InputError(path, expected="JSON", found=f"{e}") from None
+        read = json.loads(path.read_text())
+        if not isinstance(read, dict):
+            raise TypeError(f"a {type(read).__name__}")
+        config = ml_collections.ConfigDict(read)
+    except (OSError, ValueError, TypeError, AttributeError, KeyError, RecursionError) as e:
+        raise InputError(path, expected="JSON, the object that training wrote", found=f"{e}") from None
     _refuse_own_program(config, path)
-    return config
+    try:
+        return ml_collections.ConfigDict(config_check.completed(config.to_dict()))
+    except InputError as error:
+        raise InputError(f"{path}, {error.where}", expected=error.expected, found=error.found,
+                         hint=error.hint) from None  # fmt: skip
 
 
 def _refuse_own_program(config, path: Path) -> None:

@@ -29,6 +29,18 @@ def load_audio(source) -> np.ndarray:
     return audio
 
 
+def check(method, source, steps: int) -> None:
+    """Refuses what cannot be taught.
+
+    Raises:
+      InputError: the source cannot say what sounds, or the method has no audio encoder of its own.
+    """
+    if steps and (not hasattr(source, "sounds") or method.embed_audio is None):
+        what = "method" if hasattr(source, "sounds") else "data set"
+        raise InputError("tagging.steps", expected=f"0, for a {what} without sounds to name", found=str(steps),
+                         hint="Load a pretrained audio encoder, or set method.train_audio=True.")  # fmt: skip
+
+
 def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
     """Trains the method's audio encoder to tag sounds with Adam on a cosine to zero; a function of `seed` alone.
 
@@ -40,12 +52,9 @@ def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
     Returns:
       The variables with the trained encoder.
     Raises:
-      InputError: the source cannot say what sounds, or the method has no audio encoder of its own.
+      InputError: as `check`.
     """
-    if not hasattr(source, "sounds") or method.embed_audio is None:
-        what = "method" if hasattr(source, "sounds") else "data set"
-        raise InputError("tagging.steps", expected=f"0, for a {what} without sounds to name", found=str(steps),
-                         hint="Load a pretrained audio encoder, or set method.train_audio=True.")  # fmt: skip
+    check(method, source, steps)
     start = time.perf_counter()
     tags = np.stack([source.sounds(i) for i in range(len(source))])
     x, y = audio.reshape(-1, *audio.shape[2:]), tags.reshape(-1, tags.shape[-1])  # windows
