@@ -10,6 +10,7 @@ from pathlib import Path
 import ml_collections
 
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import is_remote, to_path
 
 
 def defaults() -> ml_collections.ConfigDict:
@@ -164,7 +165,7 @@ def split_options(config, split: str) -> dict:
 
 def save(config, path: str | Path) -> None:
     """Writes the resolved config as plain JSON."""
-    Path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
+    to_path(path).write_text(json.dumps(config.to_dict(), indent=2, sort_keys=True) + "\n")
 
 
 def load(path: str | Path) -> ml_collections.ConfigDict:
@@ -175,7 +176,7 @@ def load(path: str | Path) -> ml_collections.ConfigDict:
     """
     from avs_jax import config_check
 
-    path = Path(path)
+    path = to_path(path)
     if not path.is_file():
         raise InputError(
             path,
@@ -203,6 +204,8 @@ def _refuse_own_program(config, path: Path) -> None:
     method = config.get("method")
     name = str(method.get("name", "")) if hasattr(method, "get") else ""
     file = name if name.endswith(".py") else name.replace(".", "/") + ".py"
+    if is_remote(path):  # methods are not taken from there
+        return
     if "." in name and Path(file).expanduser().resolve().is_relative_to(path.parent.resolve()):
         raise InputError(f"{path}, method.name", expected="a method whose file lies outside of the run's folder",
                          found=repr(name), hint="Read it; if you trust it, move it and name it anew.")  # fmt: skip

@@ -1,6 +1,9 @@
 """The one error for bad input: it names the thing, what was expected, what was found and what to do."""
 
 
+LONGEST = 600  # characters of a line that a message repeats; a damaged table may hold one of megabytes
+
+
 class InputError(ValueError):
     """Bad input from a user: a file, a field, an option.
 
@@ -14,7 +17,7 @@ class InputError(ValueError):
     """
 
     def __init__(self, where: object, *, expected: str, found: str, hint: str = ""):
-        self.where, self.expected, self.found, self.hint = str(where), expected, found, hint
+        self.where, self.expected, self.found, self.hint = str(where), expected, _shortened(found), hint
         super().__init__(self.__str__())
 
     def __str__(self) -> str:
@@ -25,6 +28,15 @@ class InputError(ValueError):
 
     def __reduce__(self):  # keyword-only arguments do not survive BaseException's own pickling (data workers)
         return _rebuild, (self.where, self.expected, self.found, self.hint)
+
+
+def _shortened(text: str) -> str:
+    """The text, the middle of lines that no one would read left out."""
+    if len(text) <= LONGEST:
+        return text
+    half = LONGEST // 2
+    lines = (line if len(line) <= LONGEST else f"{line[:half]} ... {line[-half:]}" for line in text.split("\n"))
+    return "\n".join(lines)
 
 
 def _rebuild(where, expected, found, hint):

@@ -18,6 +18,41 @@ _COLLECT = {"LIST": list, "TUPLE": tuple, "FROZENSET": list}
 _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 _SCALARS = (str, bytes, int, float, type(None))
 _MARK = object()
+_ENTRY = 64  # bytes, about, of an entry of a container that a call copies
+
+
+@dataclasses.dataclass
+class Budget:
+    """How much the pickles of one file may still ask for, those nested within it included.
+
+    A few bytes of pickle can name one long string a million times as an argument; what functions are given is
+    therefore counted, and may come to a small multiple of the file.
+
+    Attributes:
+      opcodes: steps; each costs about 2 us and at most a hundred bytes.
+      given: bytes in the arguments of calls. `of_file` allows for a file in which every tensor is a nested file.
+    """
+
+    opcodes: int = 1 << 22
+    given: int = 1 << 26
+
+    @classmethod
+    def of_file(cls, size: int) -> "Budget":
+        return cls(given=cls.given + 2 * size)
+
+    def step(self) -> None:
+        self.opcodes -= 1
+        if self.opcodes < 0:
+            raise ValueError(f"more than {Budget.opcodes} steps in a pickle")
+
+    def give(self, args: tuple) -> None:
+        for value in args:
+            if isinstance(value, (str, bytes)):
+                self.given -= len(value)
+            elif isinstance(value, (list, tuple, dict)):
+                self.given -= _ENTRY * len(value)
+        if self.given < 0:
+            raise ValueError("calls whose arguments are many times as large as the file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,11 +78,14 @@ def load(
     makers: Mapping[str, Callable] | None = None,
     names: frozenset[str] = frozenset(),
     persistent: Callable[[Any], Any] | None = None,
+    budget: Budget | None = None,
 ) -> Any:
     """Reads one pickle of any protocol from `stream`, up to its end marker.
 
     Numbers, strings, bytes, None, lists, tuples and dicts come back as themselves, sets as lists. Everything else must
-    be listed by the caller; the first other name stops the reading. No name is ever looked up or imported.
+    be listed by the caller; the first other name stops the reading. No name is ever looked up or imported. Time and
+    memory stay within a fixed multiple of the bytes read. What comes back may nest deeper than Python's recursion goes
+    and hold one value in many places: print or compare parts of it only by `shown`.
 
     Args:
       stream: binary, with `read`, `readline` and `tell`, whose `read(n)` does not allocate more than it holds.
@@ -56,29 +94,41 @@ def load(
         ValueError or TypeError when they make no sense.
       names: further names that may be mentioned but not called; they come back as `Name`.
       persistent: makes the value of a persistent id (torch's reference to a storage).
+      budget: shared by the pickles of one file.
     Raises:
-      InputError: the pickle names something not listed, uses another opcode, or is damaged.
+      InputError: the pickle names something not listed, uses another opcode, is damaged, or asks for too much.
     """
-    machine = _Machine(where, makers or {}, names, persistent)
+    machine = _Machine(where, makers or {}, names, persistent, budget or Budget())
     try:
         return machine.run(stream)
     except InputError:
         raise
-    except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError) as error:
+    except (ValueError, TypeError, IndexError, KeyError, OverflowError, AttributeError, RecursionError) as error:
         raise InputError(where, expected="an undamaged pickle", found=f"{error or type(error).__name__}") from None
+
+
+def shown(value: Any) -> str:
+    """A value that a pickle made, for a message: containers, which may be endless when printed, by their type alone."""
+    if isinstance(value, int) and value.bit_length() > 128:
+        return f"a number of {value.bit_length()} bits"
+    if isinstance(value, (str, bytes)):
+        return repr(value[:60])
+    return repr(value) if isinstance(value, _SCALARS) else f"a {type(value).__name__}"
 
 
 class _Machine:
     """The stack, the memo, and one method for each family of opcodes."""
 
-    def __init__(self, where, makers, names, persistent):
+    def __init__(self, where, makers, names, persistent, budget):
         self.where, self.makers, self.names, self.persistent = where, makers, names, persistent
+        self.budget = budget
         self.stack: list = []
         self.memo: dict[int, Any] = {}
 
     def run(self, stream):
         for opcode, arg, _ in pickletools.genops(stream):
             op = opcode.name
+            self.budget.step()
             if op in _VALUES:
                 self.stack.append(arg)
             elif op in _CONSTANTS:
@@ -99,7 +149,10 @@ class _Machine:
             stack.append(_COLLECT[op](self.pop_to_mark()))
         elif op in _TUPLES:
             n = _TUPLES[op]
-            stack[-n:] = [tuple(stack[-n:])]
+            items = tuple(stack[-n:])
+            if len(items) < n or any(item is _MARK for item in items):
+                raise ValueError("a tuple of more than there is")
+            stack[-n:] = [items]
         elif op in ("PUT", "BINPUT", "LONG_BINPUT"):
             self.memo[arg] = stack[-1]
         elif op == "MEMOIZE":
@@ -127,19 +180,22 @@ class _Machine:
             stack.append(self.name(arg.replace(" ", ".")))
         elif op == "STACK_GLOBAL":
             name, module = stack.pop(), stack.pop()
+            if not isinstance(name, str) or not isinstance(module, str):
+                raise ValueError("a name that is no text")
             stack.append(self.name(f"{module}.{name}"))
         elif op in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
             keywords = stack.pop() if op == "NEWOBJ_EX" else {}
             args, name = stack.pop(), stack.pop()
             if not isinstance(name, Name) or name.text not in self.makers or not isinstance(args, tuple) or keywords:
                 self.refuse(f"a call of {name.text if isinstance(name, Name) else type(name).__name__}")
+            self.budget.give(args)
             stack.append(self.makers[name.text](*args))
         elif op == "BUILD":
             state, target = stack.pop(), stack[-1]
             if isinstance(target, Bag):
                 target.state = state
             elif isinstance(target, (Name, *_SCALARS)):
-                self.refuse(f"attributes set on {target!r}")
+                self.refuse(f"attributes set on {target.text if isinstance(target, Name) else shown(target)}")
             # Attributes set on a dict or a tensor (a state dict's `_metadata`) carry nothing we need.
         elif op == "BINPERSID" and self.persistent:
             stack.append(self.persistent(stack.pop()))
@@ -176,7 +232,8 @@ class _Machine:
             self.stack.append({})
         target = self.container(dict)
         for key, value in zip(pairs[::2], pairs[1::2], strict=True):
-            flat = all(isinstance(k, _SCALARS) for k in (key if isinstance(key, tuple) else (key,)))
+            parts = key if isinstance(key, tuple) else (key,)
+            flat = len(parts) <= 16 and all(isinstance(part, _SCALARS) for part in parts)
             if not flat and not isinstance(key, Name):  # hashing a deep tuple could exhaust the C stack
                 raise ValueError(f"a {type(key).__name__} as the key of a dict")
             target[key] = value

@@ -7,7 +7,9 @@ wrote before, and a plain pickle of tensors (AVSBench's log-mel files).
 import dataclasses
 import io
 import mmap
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,12 @@ import numpy as np
 
 from avs_jax import safe_pickle
 from avs_jax.errors import InputError
-from avs_jax.safe_pickle import Bag, Name
+from avs_jax.safe_pickle import Bag, Budget, Name, shown
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
 _MAX_EXPANDED = 1 << 24  # elements of a tensor that repeats its storage (stride 0) and so may exceed it
+_ZIP_ERRORS = (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError, ValueError, IndexError,
+               OverflowError, struct.error, zlib.error)  # fmt: skip  # what zipfile raises on damaged archives
 
 STORAGES = {  # torch.<X>Storage -> dtype
     "Float": "float32",
@@ -74,6 +78,7 @@ class Storage:
     read: Callable[[], bytes] | None = None
     swap: bool = False
     _array: np.ndarray | None = None
+    _flat: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def array(self, where: object) -> np.ndarray:
         """(size,) uint8, read-only."""
@@ -82,6 +87,15 @@ class Storage:
             if self._array.size != self.size:
                 raise InputError(where, expected=f"{self.size} bytes in a storage", found=f"{self._array.size}")
         return self._array
+
+    def elements(self, dtype: np.dtype, where: object) -> np.ndarray:
+        """(size // itemsize,) of `dtype`, read-only; made once, however many tensors look into it."""
+        if dtype.name not in self._flat:
+            raw = self.array(where)[: self.size // dtype.itemsize * dtype.itemsize]
+            if self.swap:
+                raw = raw.view(f"u{dtype.itemsize // (2 if dtype.kind == 'c' else 1)}").byteswap().view(np.uint8)
+            self._flat[dtype.name] = raw != 0 if dtype == np.bool_ else raw.view(dtype)
+        return self._flat[dtype.name]
 
 
 @dataclasses.dataclass
@@ -121,17 +135,24 @@ class Tensor:
                 found=f"shape {self.shape} over {held} stored elements",
             )
         if not count:
-            return np.zeros(self.shape, dtype)
-        raw = self.storage.array(where)[: held * dtype.itemsize]
-        if self.storage.swap:
-            raw = raw.view(f"u{dtype.itemsize // (2 if dtype.kind == 'c' else 1)}").byteswap().view(np.uint8)
-        flat = raw != 0 if dtype == np.bool_ else raw.view(dtype)
-        strides = [s * dtype.itemsize for s in self.strides]
+            return _empty(self.shape, dtype, where)
+        flat = self.storage.elements(dtype, where)
+        strides = [s * dtype.itemsize if n > 1 else 0 for n, s in zip(self.shape, self.strides, strict=True)]
         return np.lib.stride_tricks.as_strided(flat[self.offset :], self.shape, strides, writeable=False)
+
+
+def _empty(shape: tuple[int, ...], dtype: np.dtype, where: object) -> np.ndarray:
+    try:
+        return np.zeros(shape, dtype)
+    except ValueError as error:  # one side is 0, but the others are beyond what NumPy can count
+        raise InputError(where, expected="a tensor of a possible shape", found=f"{shape}: {error}") from None
 
 
 def load(path: str | Path) -> Any:
     """Reads a torch or pickle file as plain data: dicts, lists, numbers, strings, and `Tensor` for every tensor.
+
+    Safe with files of any origin: nothing in them is imported or called, and every size that they state is compared
+    with the bytes that are there before memory is taken.
 
     Raises:
       InputError: the file is missing, damaged, of another kind, or asks for anything but data.
@@ -148,7 +169,7 @@ def load(path: str | Path) -> Any:
         raise InputError(path, expected="a readable file", found=str(error)) from None
     if data[:4] == b"PK\x03\x04":
         return _load_zip(path, path)
-    return _load_pickles(data, path)
+    return _load_pickles(data, path, Budget.of_file(len(data)))
 
 
 def container(path: str | Path) -> str:
@@ -193,95 +214,104 @@ def _load_zip(file: Any, where: object) -> Any:
     """`file`: a path, or an open binary file. Storages are read later, so the archive stays open with them."""
     try:
         archive = zipfile.ZipFile(file)
-        members = {m.filename: m for m in archive.infolist()}
-        pickle_name = next((n for n in members if n.endswith("/data.pkl") and n.count("/") == 1), None)
-        if pickle_name is None:
-            raise InputError(
-                where,
-                expected="a torch archive with a data.pkl in its root folder",
-                found="a zip of " + ", ".join(list(members)[:5]),
-            )
-        root = pickle_name[: -len("data.pkl")]
-        total = sum(m.file_size for m in members.values())
-        end = archive.start_dir  # where the members end
-        stored = all(m.compress_type == zipfile.ZIP_STORED for m in members.values())
-        if total > end or not stored or any(m.compress_size != m.file_size for m in members.values()):
-            raise InputError(
-                where,
-                expected="a torch archive, whose members are stored uncompressed",
-                found=f"members that claim {total} bytes in a file of {end}",
-            )
-        if f"{root}constants.pkl" in members:
-            raise InputError(
-                where,
-                expected="a state dict",
-                found="a TorchScript archive",
-                hint="Save model.state_dict() with torch.save instead.",
-            )
+        members, root = _members(archive, where)
         swap = f"{root}byteorder" in members and archive.read(f"{root}byteorder").strip() == b"big"
-        stream = io.BytesIO(archive.read(pickle_name))
-    except (zipfile.BadZipFile, OSError, NotImplementedError, RuntimeError, EOFError) as error:
+        raw = archive.read(f"{root}data.pkl")
+    except InputError:
+        raise
+    except _ZIP_ERRORS as error:
         raise InputError(where, expected="an undamaged torch archive", found=str(error)) from None
     storages: dict[str, Storage] = {}
 
     def persistent(pid):
-        tag, kind, key, _location, count = pid[:5]
-        if tag != "storage" or not isinstance(kind, Name) or kind.text not in _STORAGE_NAMES:
-            raise ValueError(f"a persistent id that is no storage: {pid!r:.80}")
-        dtype, key = _STORAGE_NAMES[kind.text], str(key)
+        tag, kind, key, _location, count = _expect(pid, tuple)[:5]
+        dtype, key = _storage_type(tag, kind), _key(key)
         if key not in storages:
             member = members.get(f"{root}data/{key}")
             if member is None:
                 raise InputError(where, expected=f"a member {root}data/{key}", found="no such member in the archive")
-            if not isinstance(count, int) or member.file_size < count * _dtype(dtype).itemsize:
+            if type(count) is not int or not 0 <= count * _dtype(dtype).itemsize <= member.file_size:
                 raise InputError(
                     where,
-                    expected=f"{count} elements of {dtype} in {root}data/{key}",
+                    expected=f"{shown(count)} elements of {dtype} in {root}data/{key}",
                     found=f"{member.file_size} bytes",
                 )
             storages[key] = Storage(dtype, member.file_size, lambda: _read_member(archive, member, where), swap)
         return storages[key]
 
-    return safe_pickle.load(stream, where, makers=_makers(where), names=_NAMES, persistent=persistent)
+    budget = Budget.of_file(len(raw))
+    makers = _makers(where, budget)
+    return safe_pickle.load(
+        io.BytesIO(raw), where, makers=makers, names=_NAMES, persistent=persistent, budget=budget
+    )
+
+
+def _members(archive: zipfile.ZipFile, where: object) -> tuple[dict[str, zipfile.ZipInfo], str]:
+    """The members by name, and the folder that holds data.pkl. They are what torch writes: stored as they are, so that
+    together they cannot be larger than the file."""
+    members = {m.filename: m for m in archive.infolist()}
+    pickle_name = next((n for n in members if n.endswith("/data.pkl") and n.count("/") == 1), None)
+    if pickle_name is None:
+        raise InputError(
+            where,
+            expected="a torch archive with a data.pkl in its root folder",
+            found="a zip of " + ", ".join(list(members)[:5]),
+        )
+    root = pickle_name[: -len("data.pkl")]
+    total = sum(m.file_size for m in members.values())
+    end = archive.start_dir  # where the members end
+    stored = all(m.compress_type == zipfile.ZIP_STORED for m in members.values())
+    if total > end or not stored or any(m.compress_size != m.file_size for m in members.values()):
+        raise InputError(
+            where,
+            expected="a torch archive, whose members are stored uncompressed",
+            found=f"members that claim {total} bytes in a file of {end}",
+        )
+    if f"{root}constants.pkl" in members:
+        raise InputError(
+            where,
+            expected="a state dict",
+            found="a TorchScript archive",
+            hint="Save model.state_dict() with torch.save instead.",
+        )
+    return members, root
 
 
 def _read_member(archive: zipfile.ZipFile, member: zipfile.ZipInfo, where: object) -> bytes:
     try:
         return archive.read(member)  # verifies the checksum
-    except (zipfile.BadZipFile, OSError, EOFError) as error:
+    except _ZIP_ERRORS as error:
         raise InputError(
             where, expected=f"an undamaged {member.filename}", found=str(error), hint="Copy or download the file again."
         ) from None
 
 
-def _load_pickles(data: mmap.mmap | io.BytesIO, where: object, depth: int = 0) -> Any:
+def _load_pickles(data: mmap.mmap | io.BytesIO, where: object, budget: Budget, depth: int = 0) -> Any:
     """A plain pickle, or torch's legacy row: magic number, protocol, system, object, storage keys, storages."""
     head = data.read(512)
     data.seek(0)
     if head[:1] != b"\x80" and not (head[:1] in b"(}]c" and b"\n" in head):  # protocols 0 and 1 have no header
         raise InputError(where, expected="a torch file or a pickle of tensors", found=_describe(head))
-    first = safe_pickle.load(data, where, makers=_makers(where, depth), names=_NAMES)
-    if isinstance(first, bool) or first != _LEGACY_MAGIC:
+    first = safe_pickle.load(data, where, makers=_makers(where, budget, depth), names=_NAMES, budget=budget)
+    if type(first) is not int or first != _LEGACY_MAGIC:
         return first
     storages: dict[str, Storage] = {}
 
     def persistent(pid):
-        tag, kind, key = pid[:3]
-        if tag != "storage" or not isinstance(kind, Name) or kind.text not in _STORAGE_NAMES:
-            raise ValueError(f"a persistent id that is no storage: {pid!r:.80}")
-        root = storages.setdefault(str(key), Storage(_STORAGE_NAMES[kind.text]))
+        tag, kind, key = _expect(pid, tuple)[:3]
+        root = storages.setdefault(_key(key), Storage(_storage_type(tag, kind)))
         if len(pid) < 6 or pid[5] is None:
             return root
-        _view_key, offset, _count = pid[5]
-        return _View(root, int(offset))
+        _view_key, offset, _count = _expect(pid[5], tuple)
+        return _View(root, _expect(offset, int))
 
     def part(**options):
-        return safe_pickle.load(data, where, **options)
+        return safe_pickle.load(data, where, budget=budget, **options)
 
     protocol, system = part(), part()
-    if protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
-        raise InputError(where, expected=f"torch's file protocol {_LEGACY_PROTOCOL}", found=repr(protocol)[:80])
-    value = part(makers=_makers(where, depth), names=_NAMES, persistent=persistent)
+    if type(protocol) is not int or protocol != _LEGACY_PROTOCOL or not isinstance(system, dict):
+        raise InputError(where, expected=f"torch's file protocol {_LEGACY_PROTOCOL}", found=shown(protocol))
+    value = part(makers=_makers(where, budget, depth), names=_NAMES, persistent=persistent)
     _locate_storages(data, part(), storages, where)
     return value
 
@@ -297,9 +327,9 @@ class _View:
 def _locate_storages(data, keys: Any, storages: dict[str, Storage], where: object) -> None:
     """Legacy files end with, for each key, an int64 count of elements and their bytes, always little-endian."""
     for key in keys if isinstance(keys, list) else ():
-        storage = storages.get(str(key))
+        storage = storages.get(key if isinstance(key, str) else shown(key))
         if storage is None:
-            raise InputError(where, expected="a tensor for every storage", found=f"storage {key!r:.40} without one")
+            raise InputError(where, expected="a tensor for every storage", found=f"storage {shown(key)} without one")
         count = int.from_bytes(data.read(8), "little", signed=True)
         start, size = data.tell(), count * _dtype(storage.dtype).itemsize
         data.seek(0, io.SEEK_END)
@@ -347,13 +377,24 @@ def _describe(head: bytes) -> str:
 # --- what a pickle may call ---
 
 
-def _makers(where: object, depth: int = 0) -> dict[str, Callable]:
+def _storage_type(tag: Any, kind: Any) -> str:
+    if not isinstance(tag, str) or tag != "storage" or not isinstance(kind, Name) or kind.text not in _STORAGE_NAMES:
+        raise ValueError(f"a persistent id that is no storage: {shown(tag)}")
+    return _STORAGE_NAMES[kind.text]
+
+
+def _key(key: Any) -> str:
+    """The name of a storage, which some versions of torch write as a number."""
+    return key if isinstance(key, str) else shown(_expect(key, int))
+
+
+def _makers(where: object, budget: Budget, depth: int = 0) -> dict[str, Callable]:
     """Our stand-ins for the functions and classes that pickled tensors and checkpoints mention."""
 
     def nested(raw):  # torch.storage._load_from_bytes: a whole torch file, holding one storage, inside a pickle
         if not isinstance(raw, bytes) or depth:
             raise ValueError("a nested torch file that is not bytes, or is nested twice")
-        return _load_pickles(io.BytesIO(raw), where, depth + 1)
+        return _load_pickles(io.BytesIO(raw), where, budget, depth + 1)
 
     def rebuild_from_type(function, _type, args, _state):
         if not isinstance(function, Name) or function.text not in tensors:
@@ -395,14 +436,17 @@ def _expect(value: Any, kind: Any) -> Any:
 
 
 def _dict(items: Any = ()) -> dict:
-    return dict(items) if isinstance(items, dict) else {str(key): value for key, value in items}
+    if isinstance(items, dict):
+        return dict(items)
+    pairs = [_expect(pair, list | tuple) for pair in _expect(items, list | tuple)]
+    return {key if isinstance(key, str) else shown(key): value for key, value in pairs}
 
 
 def _sizes(values: Any) -> tuple[int, ...]:
-    values = tuple(_expect(values, list | tuple))
-    if any(type(n) is not int or n < 0 for n in values) or len(values) > 32:
-        raise ValueError(f"sizes or strides {values!r:.60}")
-    return values
+    values = _expect(values, list | tuple)
+    if len(values) > 32 or any(type(n) is not int or not 0 <= n < 1 << 63 for n in values):
+        raise ValueError("sizes or strides that are no short list of numbers")
+    return tuple(values)
 
 
 def _tensor_v2(storage, offset, shape, strides, _requires_grad=False, _hooks=None, _metadata=None) -> Tensor:
@@ -411,7 +455,7 @@ def _tensor_v2(storage, offset, shape, strides, _requires_grad=False, _hooks=Non
 
 def _tensor_v3(storage, offset, shape, strides, _requires_grad, _hooks, dtype, _metadata=None) -> Tensor:
     if not isinstance(dtype, Name) or dtype.text not in _DTYPE_NAMES:
-        raise ValueError(f"a tensor of dtype {dtype!r:.60}")
+        raise ValueError(f"a tensor of dtype {dtype.text if isinstance(dtype, Name) else shown(dtype)}")
     return _tensor(storage, offset, shape, strides, _DTYPE_NAMES[dtype.text])
 
 

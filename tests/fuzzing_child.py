@@ -1,0 +1,247 @@
+"""The process that reads damaged files: `python fuzzing_child.py SEEDS KIND SEED FIRST COUNT OUT`.
+
+It prints one line of JSON for every failure, one when it is done, and keeps the file under test at OUT/case.*, so that a
+crash leaves it there.
+"""
+
+import contextlib
+import faulthandler
+import json
+import random
+import resource
+import sys
+import warnings
+from itertools import islice
+from pathlib import Path
+
+import fuzzing
+import fuzzing_media
+import numpy as np
+import soxr
+
+from avs_jax import config, torch_files
+from avs_jax.data import audio, images, media
+from avs_jax.data.prepare import vpo_coco, vpo_masks, vpo_sounds
+from avs_jax.data.prepare.sound import read_stereo
+from avs_jax.data.prepare.vpo_rejections import Rejections
+from avs_jax.data.sources import avsbench, avsbench_semantic, avsbench_table, single_plus, vpo
+from avs_jax.errors import InputError
+from avs_jax.prediction.inputs import read_image
+from avs_jax.weights import files
+
+MEMORY = 1 << 30  # bytes of address space beyond what the process has when it begins
+SECONDS = 60  # for one file; every one takes milliseconds
+FRAMES, BLOCKS = 200, 2000  # of a video and its sound that are looked at
+
+
+def touch(array: np.ndarray) -> None:
+    """The ends of an array, which a wrong view would fault at."""
+    assert isinstance(array, np.ndarray)
+    if array.size:
+        _ = array[(0,) * array.ndim], array[(-1,) * array.ndim]
+
+
+def read_pickle(path):
+    touch(torch_files.read_torch_pickle(path))
+
+
+def read_log_mel(path):
+    values = avsbench._read_log_mel(path, (2, 8, 4))
+    assert values.shape == (2, 8, 4) and values.dtype == np.float32 and np.isfinite(values).all()
+
+
+def read_weights(path):
+    contents = files.read_file(path)
+    assert contents.tensors
+    for array in contents.tensors.values():
+        touch(array)
+
+
+def read_picture(path):
+    readers = (
+        lambda: images.read_frame(path), lambda: images.read_frame(path, (24, 32)), lambda: images.read_mask(path),
+        lambda: images.read_mask(path, (16, 16), True), lambda: images.read_values(path),
+        lambda: images.read_fitted(path, (16, 16), "crop"), lambda: images.read_colours(path, (16, 16), "squash"),
+        lambda: read_image(path))  # fmt: skip
+    each(readers)
+
+
+def each(readers):
+    """Calls all of the readers; our own error only where every one of them raises it."""
+    last, count = None, 0
+    for read in readers:
+        try:
+            read()
+            count += 1
+        except InputError as error:
+            last = error
+    if not count:
+        raise last
+
+
+def read_sound(path):
+    samples, rate = audio.read_audio(path)
+    assert samples.dtype == np.float32 and samples.ndim == 2 and samples.size and np.isfinite(samples).all()
+    heard = audio.front_end("waveform", seconds=1.0)(samples, rate, 1)
+    assert heard.shape == (1, 16000) and heard.dtype == np.float32
+
+
+def read_track(path):
+    assert media.probe_sound(path).channels > 0
+    for block in islice(media.read_audio_stream(path), BLOCKS):
+        assert block.dtype == np.float32 and block.size < 1 << 22
+
+
+def read_film(path):
+    def frames():
+        for frame in islice(media.read_frames(path), FRAMES):
+            image = frame.rgb()
+            assert image.dtype == np.uint8 and image.shape[2] == 3 and frame.time >= 0
+
+    def sound():
+        info = media.probe(path, need_sound=True)
+        assert info.num_frames > 0 and info.duration > 0 and info.fps > 0
+        for block in islice(media.read_audio_stream(path, origin=info.origin, channels=2), BLOCKS):
+            assert block.dtype == np.float32
+        for block in islice(read_stereo(info), BLOCKS):
+            assert block.dtype == np.int16
+
+    each((lambda: media.probe(path), frames, sound))
+
+
+def read_coco(path):
+    def pictures():
+        rejected = Rejections()
+        rules = vpo_coco.Rules(min_area=0.0, several=True, fold_person=True)
+        for picture in vpo_coco.read_pictures(path, rules, {}, rejected):
+            for item in vpo_coco.objects_of(picture):
+                with contextlib.suppress(vpo_masks.BadMask):
+                    assert vpo_masks.decode(item.segmentation, picture.size).shape == picture.size
+
+    each((pictures, lambda: vpo_coco.read_captions([path])))
+
+
+def read_vpo(path):
+    each([lambda s=s: vpo.read_table(path, s, "train", False, True) for s in vpo.SETTINGS])
+
+
+S4, MS3 = avsbench.LAYOUTS["s4"].columns, avsbench.LAYOUTS["ms3"].columns
+AVSS, LABELS = ("uid", "split", "label"), ("v1s", "v1m", "v2")
+KINDS = {  # kind of seeds -> mutator, reader
+    "pickle": (fuzzing.pickled, read_pickle),
+    "zip": (fuzzing.zipped, read_weights),
+    "legacy": (fuzzing.rows_of_pickles, read_weights),
+    "safetensors": (fuzzing.safetensors, read_weights),
+    "png": (fuzzing_media.png, read_picture),
+    "jpeg": (fuzzing_media.jpeg, read_picture),
+    "wav": (fuzzing_media.riff, read_sound),
+    "flac": (fuzzing_media.flac, read_sound),
+    "ogg": (fuzzing_media.ogg, read_sound),
+    "mp3": (fuzzing.generic, read_sound),
+    "video": (fuzzing_media.video, read_film),
+    "s4": (fuzzing.table, lambda path: avsbench_table.read_table(path, S4, "train")),
+    "ms3": (fuzzing.table, lambda path: avsbench_table.read_table(path, MS3, "train")),
+    "avss": (fuzzing.table, lambda path: avsbench_table.read_table(path, AVSS, "train", LABELS)),
+    "vpo": (fuzzing.table, read_vpo),
+    "single": (fuzzing.table, lambda path: single_plus.read_table(path, "train", True)),
+    "vggsound": (fuzzing.table, lambda path: vpo_sounds.read_table(path, Rejections())),
+    "classes": (fuzzing.jsoned, avsbench_semantic.read_classes),
+    "coco": (fuzzing.jsoned, read_coco),
+    "run": (fuzzing.jsoned, config.load),
+}
+
+
+# --- what must not happen ---
+
+_FORBIDDEN = ("os.system", "os.exec", "os.posix_spawn", "os.spawn", "os.fork", "os.startfile", "subprocess.Popen", "pty.spawn",
+              "socket.", "exec", "compile", "pickle.find_class", "ctypes.", "os.remove", "os.rename", "os.mkdir",
+              "os.symlink", "os.link", "os.truncate", "os.putenv", "shutil.", "tempfile.", "urllib.", "marshal.load")  # fmt: skip
+
+
+class Watch:
+    """Notes every event of Python's audit log that reading data has no business with."""
+
+    def __init__(self):
+        self.seen, self.on = [], False
+        sys.addaudithook(self._hook)
+
+    def _hook(self, event, args):
+        if not self.on:
+            return
+        written = event == "open" and (isinstance(args[1], str) and set(args[1]) & set("wax+") or (args[2] or 0) & 3)
+        if written or event == "import" or event.startswith(_FORBIDDEN):
+            self.seen.append(f"{event} {args!r:.200}")
+
+    @contextlib.contextmanager
+    def __call__(self):
+        self.seen.clear()
+        self.on = True
+        try:
+            yield
+        finally:
+            self.on = False
+
+
+def outcome(read, path: Path, watch: Watch) -> str:
+    """"" for a valid record, "refused" for our error, otherwise what went wrong."""
+    result = ""
+    try:
+        with watch():
+            read(path)
+    except InputError as error:
+        text = str(error)
+        short = any(word in text for word in ("annot allocate", "memory", "MemoryError"))
+        result = f"memory: {text}" if short else "refused"
+        if len(text) > 4000:
+            result = f"an error of {len(text)} characters: {text[:200]}"
+    except BaseException as error:
+        result = f"{type(error).__name__}: {error!s:.300}"
+    return f"events: {watch.seen[:5]}" if watch.seen else result
+
+
+def mutant(kind: str, seeds: list[tuple[str, bytes]], seed: int, case: int) -> tuple[str, bytes]:
+    """(name of the seed file, damaged bytes) of one case."""
+    rng = random.Random(f"{seed}/{kind}/{case}")
+    name, data = rng.choice(seeds)
+    return name, KINDS[kind][0](rng, data, [other for _, other in seeds])
+
+
+def main(folder: str, kind: str, seed: int, first: int, count: int, out: Path) -> None:
+    warnings.simplefilter("ignore")
+    seeds = [(path.name, path.read_bytes()) for path in sorted((Path(folder) / kind).iterdir())]
+    read, watch = KINDS[kind][1], Watch()
+    for name, data in seeds:  # also loads whatever is loaded on first use
+        (out / name).write_bytes(data)
+        verdict = outcome(read, out / name, watch)
+        if verdict not in ("", "refused") and not verdict.startswith("events"):
+            say(case=-1, what=f"seed {name}: {verdict}")
+        say(seed=name, verdict=verdict[:9])
+    limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
+    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    counts = {"": 0, "refused": 0}
+    for case in range(first, first + count):
+        name, data = mutant(kind, seeds, seed, case)
+        path = out / name
+        path.write_bytes(data)
+        (out / "case").write_text(f"{case} {name}")
+        faulthandler.dump_traceback_later(SECONDS, exit=True)
+        verdict = outcome(read, path, watch)
+        faulthandler.cancel_dump_traceback_later()
+        counts[verdict] = counts.get(verdict, 0) + 1
+        if verdict not in ("", "refused"):
+            kept = out / f"failed-{kind}-{seed}-{case}-{name}"
+            kept.write_bytes(data)
+            say(case=case, what=verdict, file=str(kept))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
+    say(done=count, read=counts[""], refused=counts["refused"], peak_mib=peak)
+
+
+def say(**values) -> None:
+    print(json.dumps(values), flush=True)
+
+
+assert soxr  # loaded before memory is limited
+
+if __name__ == "__main__":
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), Path(sys.argv[6]))
