@@ -18,6 +18,7 @@ import numpy as np
 
 from avs_jax.data.clip import validate
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 SPLITS = ("train", "eval", "test")
 
@@ -159,7 +160,7 @@ def summary(results: dict[str, tuple[int, list[Problem]]], show: int) -> str:
 
 def write_report(results: dict[str, tuple[int, list[Problem]]], path: str | Path) -> None:
     """Every problem: JSON where the path ends in .json, else one line of tab-separated text each."""
-    path = Path(path)
+    path = to_path(path)
     entries = [
         {"split": split, "id": p.id, "where": p.error.where, "expected": p.error.expected, "found": p.error.found}
         for split, (_, problems) in results.items()

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from avs_jax import cli
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
 
@@ -54,7 +55,7 @@ def evaluate_run(
     from avs_jax.training.build import build_source
     from avs_jax.training.checkpoint import load_checkpoint
 
-    workdir = Path(workdir)
+    workdir = to_path(workdir)
     config = configs.load(workdir / "config.json")
     config.data[SPLITS[split]].update(data or {})
     source = build_source(config, SPLITS[split])
@@ -65,7 +66,7 @@ def evaluate_run(
     run = {"workdir": str(workdir), "checkpoint": checkpoint, "split": split, "data": source.fingerprint()}
     report = dataclasses.replace(report, settings=report.settings | run)
     if jax.process_index() == 0:
-        folder = Path(output) if output else workdir / "evaluation"
+        folder = to_path(output) if output else workdir / "evaluation"
         print(f"{workdir}, {checkpoint} checkpoint, split '{split}'\n\n{report.table()}\n")
         written = [*report.save(folder, split), *_draw(folder, split, report, method, variables, source, pictures)]
         print("written: " + "\n         ".join(str(path) for path in written), flush=True)

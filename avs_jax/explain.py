@@ -24,6 +24,7 @@ import numpy as np
 from avs_jax import cli
 from avs_jax.errors import InputError, nearest
 from avs_jax.evaluate import SPLITS
+from avs_jax.paths import to_path
 
 MASKS, POINTS = ("predicted", "true"), ("frame", "clip")
 
@@ -219,7 +220,7 @@ def _lay_out(run, points, clusters, perplexity, seed):
 
 
 def _output(output, workdir, name) -> Path:
-    path = Path(output) if output else Path(workdir) / "pictures" / f"{name}.png"
+    path = to_path(output) if output else to_path(workdir) / "pictures" / f"{name}.png"
     if path.suffix.lower() != ".png":
         raise InputError("--output", expected="a file that ends in .png", found=repr(str(path)))
     return path

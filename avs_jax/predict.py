@@ -31,6 +31,7 @@ from avs_jax.data.audio import front_end as create_front_end
 from avs_jax.data.clip import bare
 from avs_jax.data.sources import create_source
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 from avs_jax.prediction import clips as clipping
 from avs_jax.prediction import inputs, output
 from avs_jax.prediction import instances as instance_view
@@ -97,7 +98,7 @@ def predict_media(
     if isinstance(input, inputs.Movie):
         movie = input
         batches, total = _from_movie(movie, batch)
-    elif source is not None and not Path(input).exists():
+    elif source is not None and not to_path(input).exists():
         if rate != 1 or fps is not None or audio is not None:
             raise InputError("--rate, --fps, --audio", expected="a video or a folder of frames as the input",
                              found=f"the clip '{input}'")  # fmt: skip
@@ -143,18 +144,18 @@ def predict_media(
             store.save(stage / output.ARRAYS, size=np.int32(movie.size), class_names=np.array(named, np.str_))
     count = len(recorder.times)
     return {
-        "report": Path(output_dir) / output.REPORT,
+        "report": to_path(output_dir) / output.REPORT,
         "masks": count,
         "area": recorder.area / max(count, 1),
         "notes": notes,
-        "instances": Path(output_dir) / output.ARRAYS if instances else None,
+        "instances": to_path(output_dir) / output.ARRAYS if instances else None,
     }
 
 
 def _check(output_dir, rate, overwrite, instances, confidence) -> None:
     """Refuses what can be refused before anything is read."""
     instance_view.check_options(instances, confidence)
-    output.check_output(Path(output_dir), overwrite)
+    output.check_output(to_path(output_dir), overwrite)
     if rate != "all" and not (isinstance(rate, int) and rate >= 1):
         raise InputError("--rate", expected="a whole number of masks per second, or 'all'", found=repr(rate))
 
@@ -246,13 +247,13 @@ def predict_run(
     _check(output_dir, told["rate"], told["overwrite"], told["instances"], told["confidence"])
     if split not in SPLITS:
         raise InputError("--split", expected="the name of a split", found=repr(split), hint=nearest(split, SPLITS))
-    config = configs.load(Path(workdir) / "config.json")
+    config = configs.load(to_path(workdir) / "config.json")
     if told["instances"]:
         from avs_jax.training.build import build_method
 
         instance_view.check_method(build_method(config))
     data = configs.split_options(config, SPLITS[split])
-    is_media = Path(input).exists() or Path(input).suffix.lower() in (*VIDEOS, *inputs.IMAGES)
+    is_media = to_path(input).exists() or to_path(input).suffix.lower() in (*VIDEOS, *inputs.IMAGES)
     try:
         source = create_source(config.data.source, **data)
     except InputError:  # the run's data set is not on this machine: a video does not need it
@@ -298,7 +299,7 @@ def main() -> int:
         if not getattr(values, name):
             raise InputError(f"--{name}", expected="to be given", found="nothing", hint=USAGE)
     cli.enable_compile_cache()
-    cleanup = functools.partial(output.discard, Path(values.output), not Path(values.output).exists())
+    cleanup = functools.partial(output.discard, to_path(values.output), not to_path(values.output).exists())
     with cli.interruptible(f"interrupted; no new prediction in {values.output}", cleanup):
         result = predict_run(
             values.workdir, values.input, values.output, checkpoint=values.checkpoint, split=values.split,

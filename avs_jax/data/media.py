@@ -15,6 +15,7 @@ import numpy as np
 
 from avs_jax.data.audio import SAMPLE_RATE, to_mono
 from avs_jax.errors import InputError
+from avs_jax.paths import fetched, to_path
 
 GAP = 0.05  # seconds; a jump of the sound's clock beyond this is silence in the recording, below it jitter
 
@@ -75,12 +76,12 @@ class Frame:
 @contextlib.contextmanager
 def opened(path: str | Path):
     """An open PyAV container; whatever the decoder refuses inside the block becomes an InputError naming the file."""
-    path = Path(path)
+    path = to_path(path)
     if not path.is_file():
         found = "a folder" if path.is_dir() else "no such file"
         raise InputError(path, expected="a media file", found=found)
     try:
-        with av.open(str(path), metadata_errors="replace") as container:
+        with av.open(str(fetched(path)), metadata_errors="replace") as container:
             yield container
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise InputError(path, expected="a media file that decodes", found=_reason(path, error),
@@ -177,7 +178,7 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
       InputError: no such file, not media, no video stream, no frames, no audio track where one is needed, or the
         file is damaged or shorter than its header says.
     """
-    path = Path(path)
+    path = to_path(path)
     with opened(path) as container:
         video = _video_stream(container, path)
         sound = _audio_stream(container, path) if need_sound else audio_stream(container)

@@ -93,10 +93,10 @@ def _sound_track(file, sound, origin: float):
     """
     if sound is None:
         return None
-    if isinstance(sound, (str, Path)):
+    if not isinstance(sound, tuple):
         info = probe_sound(sound)
         if info.codec in COPIED:
-            return _copied(file, Path(sound), origin)
+            return _copied(file, sound, origin)
         return _encoded(file, read_sound_blocks(sound, origin), info.sample_rate, info.channels)
     samples, rate = sound
     samples = np.asarray(samples, np.float32).reshape(len(samples), -1)

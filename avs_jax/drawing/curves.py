@@ -8,6 +8,7 @@ import numpy as np
 
 from avs_jax.drawing.layout import new_figure, save_figure
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 
 def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") -> Path:
@@ -16,7 +17,7 @@ def curves_picture(metrics: str | Path, path: str | Path, *, title: str = "") ->
     Raises:
       InputError: the file is missing, or has no line with a step and a number.
     """
-    series = _read_series(Path(metrics))
+    series = _read_series(to_path(metrics))
     other = {"lr", *(name for name in series if name.endswith("_norm"))}
     panels = {
         "loss and its parts": {k: v for k, v in series.items() if not k.startswith("eval/") and k not in other},

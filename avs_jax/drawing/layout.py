@@ -1,10 +1,13 @@
 """Blocks of rows of pictures on one sheet. matplotlib, slow to import, is loaded on first use and needs no display."""
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from avs_jax.paths import to_path
 
 INNER, LEFT, RIGHT = 5.6, 1.4, 0.7  # inches: five frames of a clip, what stands left of them, and right
 STILL = 2.3  # inches: the one picture of a clip
@@ -145,7 +148,9 @@ def new_figure(width: float, height: float):
 
 def save_figure(figure, path: str | Path) -> Path:
     """Writes a figure as a PNG, its folder included."""
-    path = Path(path)
+    path = to_path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=DPI)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, dpi=DPI)
+    path.write_bytes(drawn.getvalue())
     return path

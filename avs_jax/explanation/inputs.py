@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from avs_jax.data.clip import SEEN
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 
 FIELDS = (*SEEN, "audio", "audio_embedding")  # of the record: what a method sees and hears
 
@@ -30,7 +31,7 @@ def open_run(workdir: str | Path, checkpoint: str, split: str, data: Mapping | N
     from avs_jax.training.build import build_source
     from avs_jax.training.checkpoint import load_checkpoint
 
-    workdir = Path(workdir)
+    workdir = to_path(workdir)
     config = configs.load(workdir / "config.json")
     config.data[split].update(data or {})
     source = build_source(config, split)

@@ -23,6 +23,7 @@ from avs_jax.metrics.figures import (
 )
 from avs_jax.metrics.fmeasure import ratio
 from avs_jax.metrics.tally import Tally
+from avs_jax.paths import to_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +104,7 @@ class Report:
 
     def save(self, folder: str | Path, name: str) -> tuple[Path, Path]:
         """Writes `<name>.json` and `<name>_clips.csv` into `folder` (made if need be); returns both paths."""
-        folder = Path(folder)
+        folder = to_path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         paths = folder / f"{name}.json", folder / f"{name}_clips.csv"
         paths[0].write_text(json.dumps(self.to_json(), indent=1, allow_nan=False) + "\n", encoding="utf-8")

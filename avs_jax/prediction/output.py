@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from avs_jax.data.video_writer import VideoWriter
 from avs_jax.errors import InputError
+from avs_jax.paths import is_remote, remove_tree, to_path, upload
 from avs_jax.pictures import COLOURS, outline
 
 FORMAT = "avs_jax.predictions/1"
@@ -33,8 +35,12 @@ def staged(output: str | Path, overwrite: bool = False):
       InputError: `output` is a file, cannot be made, or holds things that are no earlier prediction (unless
         `overwrite`, which replaces what has the names of a prediction's parts and leaves the rest).
     """
-    output = Path(output)
+    output = to_path(output)
     check_output(output, overwrite)
+    if is_remote(output):
+        with _uploaded(output) as stage:
+            yield stage
+        return
     created = not output.exists()
     stage = output / PARTIAL
     try:
@@ -57,9 +63,24 @@ def staged(output: str | Path, overwrite: bool = False):
         discard(output, created)
 
 
+@contextlib.contextmanager
+def _uploaded(output):
+    with tempfile.TemporaryDirectory(prefix="avs_jax-") as folder:
+        stage = Path(folder)
+        (stage / MASKS).mkdir()
+        yield stage
+        for name in PARTS:
+            remove_tree(output / name)
+        names = [str(file.relative_to(stage)) for file in sorted(stage.rglob("*")) if file.is_file()]
+        upload(stage, output, [name for name in names if name.split("/")[0] in PARTS[1:]])
+        upload(stage, output, [REPORT])
+
+
 def discard(output: Path, created: bool) -> None:
     """Removes what an unfinished prediction left in `output`, and the empty folder itself where it had been `created`
     for it."""
+    if is_remote(output):  # nothing is there before all is
+        return
     shutil.rmtree(output / PARTIAL, ignore_errors=True)
     if created and output.is_dir() and not any(output.iterdir()):
         output.rmdir()

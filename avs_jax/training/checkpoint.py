@@ -19,6 +19,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from avs_jax.data.pipeline import difference
 from avs_jax.errors import InputError, TrainingError
+from avs_jax.paths import local_copy, to_path
 from avs_jax.training.checkpoint_files import (
     DamagedError,
     damage,
@@ -65,10 +66,10 @@ class Checkpoints:
     """
 
     def __init__(self, workdir, *, keep: int, best: str):
-        self.folder = Path(workdir).resolve() / FOLDER  # Orbax refuses relative paths
+        self.folder = to_path(workdir).resolve() / FOLDER  # Orbax refuses relative paths
         self._policy, self._saving = _NewestAndBest(keep, best), None
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
-        self._manager = _Manager(self.folder, options=options)
+        self._manager = _Manager(str(self.folder), options=options)
         for step in self._manager.all_steps():
             with contextlib.suppress(DamagedError):
                 self._policy.figures[step] = read_meta(self.folder / str(step))["figures"]
@@ -260,8 +261,9 @@ def load_checkpoint(workdir, which: str = "best"):
 
     if which not in ("best", "latest"):
         raise InputError("which", expected="'best' or 'latest'", found=repr(which))
-    config = configs.load(Path(workdir) / "config.json")
-    folder = Path(workdir).resolve() / FOLDER
+    workdir = to_path(workdir)
+    config = configs.load(workdir / "config.json")
+    folder = workdir.resolve() / FOLDER
     saved = [path for path in folder.iterdir() if path.name.isdigit()] if folder.is_dir() else []
     metas = {}
     for path in saved:
@@ -284,10 +286,10 @@ def load_checkpoint(workdir, which: str = "best"):
 
 def _read_variables(path: Path, meta) -> dict:
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with damage(path), ocp.StandardCheckpointer() as reader:
-        tree = reader.metadata(path / "variables").item_metadata.tree
+    with damage(path), local_copy(path / "variables") as folder, ocp.StandardCheckpointer() as reader:
+        tree = reader.metadata(folder).item_metadata.tree
         abstract = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=device), tree)
-        read = reader.restore(path / "variables", abstract)
+        read = reader.restore(folder, abstract)
     expected = {k: v for k, v in meta["arrays"].items() if k.split("/")[0] in ("params", "model_state", "ema")}
     verify(describe(read, checksum=True), expected)
     return {"params": read.get("ema") or read["params"], **read["model_state"]}

@@ -20,6 +20,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from avs_jax.paths import is_remote
+
 SETTLED_NS = 2_000_000_000  # a file that changes again so soon may keep its times
 
 
@@ -74,7 +76,7 @@ class SoundFiles:
     @staticmethod
     def stamp(file: Path) -> tuple[int, int, int, int]:
         """Size, both times in ns, and number of a file: others after every change."""
-        status = os.stat(file)
+        status = file.stat()
         return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
     def checksum(self, file: Path) -> tuple[str, tuple]:
@@ -84,11 +86,11 @@ class SoundFiles:
           OSError: it cannot be read.
         """
         stamp = self.stamp(file)
-        name = os.path.abspath(file)
+        name = str(file.absolute())
         known = self._known.get(name)
         if known and tuple(known[1:]) == stamp:
             return known[0], stamp
-        with open(file, "rb") as opened:
+        with file.open("rb") as opened:
             checksum = hashlib.file_digest(opened, "sha256").hexdigest()
         if time.time_ns() - max(stamp[1:3]) > SETTLED_NS and self.stamp(file) == stamp:
             self._changed[name] = [checksum, *stamp]
@@ -193,6 +195,8 @@ def write_whole(path: Path, content: bytes) -> None:
     Raises:
       OSError: it cannot be written.
     """
+    if is_remote(path):
+        return path.write_bytes(content)
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:

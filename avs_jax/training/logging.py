@@ -11,6 +11,8 @@ import time
 from pathlib import Path
 
 from avs_jax.errors import TrainingError
+from avs_jax.paths import is_remote, to_path
+from avs_jax.training.bucket import LogFolder
 from avs_jax.training.clock import START_UP, Clock, describe
 from avs_jax.training.events import Events
 from avs_jax.training.workdir import reason, writable
@@ -20,7 +22,7 @@ class Log:
     """Writes a run's metrics. Only the first process writes; on the others every method does nothing.
 
     Args:
-      workdir: an existing folder.
+      workdir: an existing folder, or one in a bucket, where files lag behind by up to a minute between checkpoints.
       step: the step the run resumes from (0 afresh): lines beyond it, and a line that a kill tore, are cut off.
       evaluated: whether that step's evaluation is in its checkpoint; if not, it is done again and its line cut off too.
       total: steps of the whole run, for the time left.
@@ -34,11 +36,14 @@ class Log:
     def __init__(self, workdir, *, step: int, evaluated: bool, total: int, batch_size: int, clock: Clock,
                  tensorboard: bool = True, active: bool = True):  # fmt: skip
         self.active, self.total, self.batch_size, self._clock = active, total, batch_size, clock
-        self._events = None
+        self._events = self._bucket = None
         if not active:
             return
-        workdir = Path(workdir)
-        paths = [workdir / name for name in ("metrics.jsonl", "timing.jsonl")]
+        workdir, names = to_path(workdir), ("metrics.jsonl", "timing.jsonl")
+        if is_remote(workdir):
+            self._bucket = LogFolder(workdir, names)
+            workdir = self._bucket.local
+        paths = [workdir / name for name in names]
         self._files = []
         for path in paths:
             with writable(path):
@@ -113,6 +118,8 @@ class Log:
         if self._events:
             values = {**metrics, **{f"timing/{k}": v for k, v in timing.items()}}
             self._events.add(step, {name if "/" in name else f"train/{name}": v for name, v in values.items()})
+        if self._bucket:
+            self._bucket.push_sometimes()
 
     def _line(self, file, values):
         with _written(file):
@@ -129,6 +136,8 @@ class Log:
                 os.fsync(file.fileno())
         if self._events:
             self._events.flush()
+        if self._bucket:
+            self._bucket.push()
 
     def close(self) -> None:
         if not self.active:
@@ -138,6 +147,8 @@ class Log:
                 file.close()
         if self._events:
             self._events.close()
+        if self._bucket:
+            self._bucket.close()
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from pathlib import Path
 
 from avs_jax import cli
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 
 def parse(argv: Sequence[str] | None = None) -> argparse.Namespace:
@@ -119,7 +120,7 @@ def run_convert(args) -> int:
     """Writes OUT and tells what it is."""
     from avs_jax.weights import conversion
 
-    output, paths = Path(args.output), [_locate(text, args) for text in args.files]
+    output, paths = to_path(args.output), [_locate(text, args) for text in args.files]
     if conversion.is_file_name(output):
         if args.config:
             raise InputError("--config", expected="a workdir as OUT", found=repr(args.output))

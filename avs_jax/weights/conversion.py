@@ -74,7 +74,7 @@ def to_workdir(paths: Sequence[Path], workdir: Path, config) -> Method:
     import optax
 
     from avs_jax.training import build
-    from avs_jax.training.checkpoint import Checkpoints
+    from avs_jax.training.bucket import open_checkpoints
     from avs_jax.training.state import TrainState
 
     if workdir.exists() and (not workdir.is_dir() or any(workdir.iterdir())):
@@ -83,7 +83,7 @@ def to_workdir(paths: Sequence[Path], workdir: Path, config) -> Method:
     method = build.build_method(config)
     variables = jax.tree.map(jax.numpy.asarray, _load(method, paths))
     workdir.mkdir(parents=True, exist_ok=True)
-    checkpoints = Checkpoints(workdir, keep=1, best=config.eval.best)
+    checkpoints = open_checkpoints(workdir, keep=1, best=config.eval.best)
     identity = {"config": build.identity(config), "data": {"converted": [path.name for path in paths]}}
     checkpoints.save(0, TrainState.create(variables, optax.identity()), identity=identity)
     checkpoints.close()

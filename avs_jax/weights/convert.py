@@ -14,6 +14,7 @@ from avs_jax.errors import InputError
 from avs_jax.methods import Method
 from avs_jax.models.initialise import initialise
 from avs_jax.models.torch_keys import Rule, Table
+from avs_jax.paths import RemotePath
 from avs_jax.weights import matching
 from avs_jax.weights.files import read_state_dict, without_module
 
@@ -114,7 +115,7 @@ def initial(model):
 
 def read(weights) -> dict[str, np.ndarray]:
     """The state dict of one file, or the given one, without the "module." that data-parallel training puts first."""
-    if isinstance(weights, str | os.PathLike):
+    if isinstance(weights, str | os.PathLike | RemotePath):
         return read_state_dict(weights)
     if not isinstance(weights, Mapping):
         raise InputError("weights", expected="a {key: array} mapping, a path, or a list of them",

@@ -71,7 +71,7 @@ def summary(path: Path, contents: Contents) -> str:
         lines.append(f"WARNING: {len(bad)} tensors hold infinities or NaN, the first is {bad[0]}")
     promised = promised_hash(path.name)
     if promised:
-        with open(path, "rb") as file:
+        with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()[:8]
         same = found == promised
         note = "as its name says" if same else f"but its name says {promised}: not the published file, or damaged"

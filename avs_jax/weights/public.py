@@ -8,6 +8,7 @@ from pathlib import Path
 
 from avs_jax.errors import InputError, nearest
 from avs_jax.models.torch_keys import Published
+from avs_jax.paths import is_remote, to_path
 
 _TORCHVISION = "https://download.pytorch.org/models/"
 _PVT = "https://github.com/whai362/PVT/releases/download/v2/"
@@ -90,10 +91,10 @@ def locate(text: str, *, field: str, folder: str | Path = "weights", published: 
     Raises:
       InputError: there is no such file; it says where to fetch it and where to put it.
     """
-    folder, path = Path(folder).expanduser(), Path(text.removeprefix(HUB)).expanduser()
+    folder, path = to_path(folder), to_path(text.removeprefix(HUB))
     hub = _hub_id(text)
     if not text.startswith(HUB):
-        for candidate in (path, *([folder / path] if len(path.parts) == 1 else [])):
+        for candidate in (path, *([folder / path] if len(path.parts) == 1 and not is_remote(path) else [])):
             if candidate.exists():
                 return candidate
     if hub is None:

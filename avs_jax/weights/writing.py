@@ -2,6 +2,7 @@
 
 import io
 import struct
+import tempfile
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from avs_jax.errors import InputError
+from avs_jax.paths import is_remote, to_path, upload
 from avs_jax.torch_files import STORAGES
 
 TORCH_SUFFIXES = (".pth", ".pt", ".tar")
@@ -25,10 +27,14 @@ def save_state_dict(path: str | Path, state_dict: Mapping[str, np.ndarray]) -> N
     Raises:
       InputError: another suffix, or numbers of a type that torch files lack.
     """
-    path = Path(path)
+    path = to_path(path)
     arrays = {key: np.array(value, order="C") for key, value in state_dict.items()}
     if path.suffix not in SUFFIXES:
         raise InputError(path, expected="a name that ends in " + ", ".join(SUFFIXES), found=repr(path.suffix))
+    if is_remote(path):
+        with tempfile.TemporaryDirectory() as folder:
+            save_state_dict(Path(folder) / path.name, state_dict)
+            return upload(Path(folder), path.parent, [path.name])
     half = path.with_name(path.name + ".part")
     try:
         if path.suffix == ".safetensors":

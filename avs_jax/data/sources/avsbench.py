@@ -11,6 +11,7 @@ from avs_jax.data.clip import IGNORE, Clip
 from avs_jax.data.sources import files
 from avs_jax.data.sources.avsbench_table import SPLITS, Row, read_table
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 from avs_jax.torch_files import read_torch_pickle
 
 NUM_FRAMES = 5
@@ -206,7 +207,7 @@ def find_root(root: str | Path, layout: Layout) -> Path:
     hint = "Set data.root to the folder that holds Single-source/ and Multi-sources/."
     if not root:
         raise InputError("data.root", expected="the folder of AVSBench", found="nothing", hint=hint)
-    root = Path(root).expanduser()
+    root = to_path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, expected="the folder of AVSBench", found=found, hint=hint)

@@ -10,6 +10,7 @@ from avs_jax.data import audio, images
 from avs_jax.data.clip import IGNORE, Clip
 from avs_jax.data.sources import files, stills
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 
 SETTINGS = ("single_plus", "salient", "avs_m")
 SPLITS = ("train", "val", "test")
@@ -192,7 +193,7 @@ def find_root(root: str | Path) -> Path:
     hint = f"Set data.root to {FOLDER}, the folder that holds frames/, labels/ and audios/."
     if not root:
         raise InputError("data.root", expected="the folder of AVSBench-Single+", found="nothing", hint=hint)
-    root = Path(root).expanduser()
+    root = to_path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, expected="the folder of AVSBench-Single+", found=found, hint=hint)
@@ -215,7 +216,7 @@ def find_table(root: Path, name: str) -> Path:
 
 
 def _find_sounds(folder: str | Path, root: Path) -> Path:
-    path = Path(folder).expanduser() if folder else root.parent / "vggsound_bench" / "VGGSound" / "audios"
+    path = to_path(folder) if folder else root.parent / "vggsound_bench" / "VGGSound" / "audios"
     if not path.is_dir():
         hint = "AVS-M's training clips are heard with sounds of VGGSound's: set data.sounds to their folder."
         raise InputError("data.sounds", expected=f"a folder of sounds, {path}", found="no such folder", hint=hint)

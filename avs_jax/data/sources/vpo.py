@@ -11,6 +11,7 @@ from avs_jax.data.clip import Clip
 from avs_jax.data.prepare import vpo_classes
 from avs_jax.data.sources import files, stills
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 
 SETTINGS = ("vpo_ss", "vpo_ms", "vpo_msmi")
 SPLITS = ("train", "test")
@@ -202,7 +203,7 @@ def find_root(root: str | Path, setting: str) -> Path:
     hint = "Set data.root to the folder that holds VPO/ and vggsound_bench/."
     if not root:
         raise InputError("data.root", expected="the folder of VPO", found="nothing", hint=hint)
-    root = Path(root).expanduser()
+    root = to_path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, expected="the folder of VPO", found=found, hint=hint)
@@ -217,7 +218,7 @@ def find_root(root: str | Path, setting: str) -> Path:
 
 def find_sounds(folder: str | Path, root: Path) -> Path:
     """The folder of VGGSound's clips: the one named, or that beside VPO."""
-    places = [Path(folder).expanduser()] if folder else []
+    places = [to_path(folder)] if folder else []
     if not folder:
         above = (root.parent.parent, root.parent, root)
         places = [place / "vggsound_bench" / "VGGSound" / "audios" for place in above]
@@ -275,7 +276,7 @@ def _parse(where: str, line: int, values: dict[str, str], setting: str, entries,
     numbers = {}
     for column in ("img_Id", "cateId", *["ann_Ids"] * (setting == "vpo_ss")):
         text = values[column].removesuffix(".0")  # spreadsheets
-        if not (text.isascii() and text.isdigit()):
+        if not (text.isascii() and text.isdigit() and len(text) <= 15):
             refuse(column, "a whole number")
         numbers[column] = int(text)
     name, category = values["cateName"], numbers["cateId"]
