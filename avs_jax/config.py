@@ -82,6 +82,10 @@ def defaults() -> ml_collections.ConfigDict:
     c.optimizer.groups = ml_collections.ConfigDict()
     c.optimizer.ema = 0.0  # decay of an exponential moving average of the parameters used for evaluation; 0 = off
 
+    c.mesh = ml_collections.ConfigDict()  # how devices share the work; it changes no number but by rounding
+    c.mesh.fsdp = 1  # devices that share one copy of parameters and optimiser state; 1 = each has its own
+    c.mesh.min_size = 2**16  # elements of the smallest array that is split over them
+
     c.tagging = (
         ml_collections.ConfigDict()
     )  # teach the audio encoder to name sounds first, then freeze it (from scratch only)

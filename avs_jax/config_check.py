@@ -14,7 +14,7 @@ LEAST = {  # of whole numbers
     "loader.workers": 0, "loader.threads": 0, "loader.prefetch": 0,
     "optimizer.warmup_steps": 0, "optimizer.lag": 0, "tagging.steps": 0, "tagging.batch_size": 1,
     "eval.every_steps": 0, "eval.first_step": 0, "eval.batch_size": 1, "eval.max_clips": 0,
-    "checkpoint.every_steps": 0, "checkpoint.keep": 1, "log.every_steps": 0,
+    "checkpoint.every_steps": 0, "checkpoint.keep": 1, "log.every_steps": 0, "mesh.fsdp": 1, "mesh.min_size": 1,
 }  # fmt: skip
 KINDS = {  # of a default -> (what its values are, in words, and their types)
     bool: ("true or false", bool), int: ("a whole number", numbers.Integral), float: ("a number", numbers.Real),

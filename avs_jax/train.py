@@ -7,7 +7,6 @@ Ctrl-C leaves at once. Add --config.<field>=<value> to change the recipe, --dist
 import contextlib
 import os
 import sys
-from pathlib import Path
 from typing import Any, NamedTuple
 
 
@@ -28,7 +27,7 @@ def train(config, workdir) -> Result:
 
     Args:
       config: see `avs_jax.config.defaults`.
-      workdir: gets config.json, checkpoints/, metrics.jsonl, timing.jsonl, tensorboard/.
+      workdir: a folder, or one on gs:// or s3://; gets config.json, checkpoints/, metrics.jsonl, timing.jsonl, tensorboard/.
     Raises:
       InputError: a bad config or data set, or a workdir that another run began.
       TrainingError: loss or gradient was not finite, or the disk is full.
@@ -39,9 +38,10 @@ def train(config, workdir) -> Result:
     import jax
 
     from avs_jax.data import pipeline
+    from avs_jax.paths import to_path
     from avs_jax.training import build, embeddings, optimizer, sharding, tagging
     from avs_jax.training.ahead import CompiledAhead, batch_shapes
-    from avs_jax.training.checkpoint import Checkpoints
+    from avs_jax.training.bucket import open_checkpoints
     from avs_jax.training.interrupt import Interrupt
     from avs_jax.training.logging import Log
     from avs_jax.training.loop import Loop, Schedule
@@ -52,12 +52,12 @@ def train(config, workdir) -> Result:
 
     # ---- What to train, on what, where
     clock.enter("data")
-    workdir = Path(workdir).expanduser().resolve()
+    workdir = to_path(workdir).resolve()
     method = build.build_method(config)
     validate(config, method)
     source = build.build_source(config, "train")
     build.check_classes(method, source)
-    layout = sharding.layout(config.batch_size)
+    layout = sharding.layout(config.batch_size, **config.mesh)
     tagging.check(method, source, config.tagging.steps)
     total = build.total_steps(config, len(source))
     order = dict(seed=config.seed, batch_size=config.batch_size, augment=config.augment.to_dict(),
@@ -77,7 +77,7 @@ def train(config, workdir) -> Result:
     def make_state(variables):
         return TrainState.create(variables, tx, ema=config.optimizer.ema > 0)
 
-    abstract = sharding.placed(jax.eval_shape(make_state, shapes), layout.replicated)
+    abstract = layout.state(jax.eval_shape(make_state, shapes))
 
     # ---- Initialisation: resume, else public weights, which are read before anything is written
     def initialise():
@@ -85,14 +85,14 @@ def train(config, workdir) -> Result:
 
     variables = None if (workdir / "checkpoints").is_dir() else initialise()
     prepare(workdir)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
+    checkpoints = open_checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)
     build.save_config(config, workdir)
     step = make_train_step(
-        method, tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema, accumulate=build.parts(config),
-        learning_rate=optimizer.learning_rate(config.optimizer, total),
+        layout.gathered(method), tx, trainable=trainable, seed=config.seed, ema=config.optimizer.ema,
+        accumulate=build.parts(config), learning_rate=optimizer.learning_rate(config.optimizer, total),
     )  # fmt: skip
-    step = sharding.jit_step(step, layout)
+    step = sharding.jit_step(step, layout, abstract)
     if not restored or restored[1]["step"] < total:
         step = CompiledAhead(step, abstract, batch_shapes(method, source, embed, shapes["params"], layout.data, order))
     if restored:
@@ -101,7 +101,8 @@ def train(config, workdir) -> Result:
         variables = variables or initialise()
         with clock.part("embeddings"):
             variables, audio = _taught(config, method, source, variables)
-        state, figures = jax.jit(make_state, out_shardings=layout.replicated)(variables), None
+        state = jax.jit(make_state, out_shardings=sharding.shardings(abstract))(variables)
+        figures = None
     start = int(state.step)
     build.announce(config, method, source, state, start=start, total=total)
 

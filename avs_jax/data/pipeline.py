@@ -33,6 +33,22 @@ class _Load:
         return {**clip, "index": np.int32(index), "valid": np.bool_(position >= 0)}
 
 
+class _Rows:
+    """Of every batch's clips the rows that are this process's: then rows stand in the same places for any number of
+    processes, and so do the random numbers that a network draws for them."""
+
+    def __init__(self, clips, rows: slice, batch_size: int):
+        self.clips, self.rows, self.batch_size = clips, rows, batch_size
+        self.count = rows.stop - rows.start
+
+    def __len__(self) -> int:
+        return len(self.clips) // self.batch_size * self.count
+
+    def __getitem__(self, position: int):
+        step, row = divmod(position, self.count)
+        return self.clips[step * self.batch_size + self.rows.start + row]
+
+
 class _Pair:
     """(step, this process's part of its batch) -> the same, with the sounds of other clips beside the clips' own."""
 
@@ -155,20 +171,23 @@ def train_batches(
       workers: data processes; 0 loads in `threads` threads of this one.
       prefetch: batches held ready.
     Yields:
-      This process's part of each batch: numpy arrays with leading dimension batch_size / process_count.
+      This process's rows of each batch, in order: numpy arrays with leading dimension batch_size / process_count.
     Raises:
       InputError: an empty source, a batch that processes cannot share, a clip that cannot be read.
     """
+    import grain
+
     local = _local(batch_size, process_index, process_count)
     if len(source) == 0:
         raise InputError("data source", expected="at least one clip", found="none")
     transform = augmentation.make(augment) if augment is not None else None
-    # random_map stands before the process slice: a clip's random numbers come from its place in the global order.
+    # random_map stands before the process takes its rows: a clip's random numbers come from its place in the global order.
     clips = _shuffled(len(source), seed).random_map(_Load(source, transform), seed=_stream(seed, 1))
-    batches = clips[process_index::process_count].batch(local, drop_remainder=True, batch_fn=_stack)
+    rows = slice(process_index * local, (process_index + 1) * local)
+    clips = grain.MapDataset.source(_Rows(clips, rows, batch_size))
+    batches = clips.batch(local, drop_remainder=True, batch_fn=_stack)
     if pairing is not None:
-        order, part = {"seed": seed, "batch_size": batch_size}, slice(process_index, None, process_count)
-        batches = batches.map_with_index(_Pair(source, pairing, order, part))
+        batches = batches.map_with_index(_Pair(source, pairing, {"seed": seed, "batch_size": batch_size}, rows))
     return _iterate(batches[start_step:], workers=workers, threads=threads, prefetch=prefetch)
 
 

@@ -12,10 +12,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import jax
-import numpy as np
 
 from avs_jax.errors import InputError
 from avs_jax.training.embedding_cache import write_whole
+from avs_jax.training.sharding import checksums
 
 # In the text of an error: the files could not be read now, which says nothing about what they hold.
 NO_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSION_DENIED", "UNAUTHENTICATED")
@@ -76,7 +76,7 @@ def damage(folder: Path) -> Iterator[None]:
     """
     try:
         yield
-    except DamagedError:
+    except (DamagedError, InputError):
         raise
     except Exception as error:
         text = " ".join(str(error).split())
@@ -87,22 +87,20 @@ def damage(folder: Path) -> Iterator[None]:
 
 
 def describe(tree, *, checksum: bool = False) -> dict[str, list]:
-    """Path -> [shape, dtype] of every array, and with `checksum` its CRC-32, which Orbax does not keep."""
-    described = {}
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        described[_path(path)] = [list(leaf.shape), str(leaf.dtype)]
-        if checksum:
-            described[_path(path)].append(zlib.crc32(np.ascontiguousarray(_host(leaf)).tobytes()))
+    """Path -> [shape, dtype] of every array, and with `checksum` its CRC-32, which Orbax does not keep.
+
+    With checksums all processes must call it.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    described = {_path(path): [list(leaf.shape), str(leaf.dtype)] for path, leaf in leaves}
+    if checksum:
+        for (path, _), found in zip(leaves, checksums([leaf for _, leaf in leaves]), strict=True):
+            described[_path(path)].append(found)
     return described
 
 
 def _path(path) -> str:
     return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
-
-
-def _host(array) -> np.ndarray:
-    """One copy of an array that may live, whole, on the devices of several processes."""
-    return np.asarray(array if array.is_fully_addressable else array.addressable_data(0))
 
 
 def verify(found: dict, expected: dict) -> None:

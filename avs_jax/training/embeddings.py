@@ -19,7 +19,9 @@ import jax
 import jaxlib
 import numpy as np
 
+from avs_jax.paths import to_path
 from avs_jax.training.embedding_cache import Shards, SoundFiles, origin
+from avs_jax.training.sharding import whole
 
 WINDOWS = 60  # of sound, in one batch: as fast per window as larger ones on a CPU
 PART = 256  # clips after which what is computed is written: a kill loses no more
@@ -42,7 +44,7 @@ def embedder(config, method, trainable, example) -> "Embedder | None":
 
 def cache_folder(text: str) -> Path:
     """The folder that `loader.embeddings` names; "auto" lies beside the cache of compiled programs."""
-    return Path.home() / ".cache" / "avs_jax" / "embeddings" if text == "auto" else Path(text).expanduser().resolve()
+    return Path.home() / ".cache" / "avs_jax" / "embeddings" if text == "auto" else to_path(text).resolve()
 
 
 def clips_of(clips: Callable[[int], np.ndarray], steps: range, length: int, batch_size: int) -> np.ndarray | None:
@@ -68,7 +70,7 @@ class Encoder:
     """
 
     def __init__(self, method, params, shape: Sequence[int]):
-        self._params = jax.tree.map(_host, params)
+        self._params = jax.tree.map(whole, params)
         self.clips = max(1, WINDOWS // shape[0])
         self._windows = (self.clips * shape[0], *shape[1:])
 
@@ -104,11 +106,6 @@ class Encoder:
     @functools.cached_property
     def _program(self):
         return self._lowered.compile(), jax.device_put(self._params, jax.local_devices()[0])
-
-
-def _host(array) -> np.ndarray:
-    """One copy of an array that may live, whole, on the devices of several processes."""
-    return np.asarray(array if getattr(array, "is_fully_addressable", True) else array.addressable_data(0))
 
 
 @dataclasses.dataclass(frozen=True)
