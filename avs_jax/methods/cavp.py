@@ -13,7 +13,7 @@ from avs_jax.losses.contrastive import pairing_loss
 from avs_jax.losses.cross_entropy import masked_cross_entropy
 from avs_jax.methods import Method, Prediction
 from avs_jax.methods.batch import IGNORE, checked_frames, fail, normalise, statistics, training_mask
-from avs_jax.models import canvas, torch_keys
+from avs_jax.models import canvas, remat, torch_keys
 from avs_jax.models.decoders import deeplab, ocr
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.fusion import cross_attention
@@ -80,6 +80,7 @@ class Network(nn.Module):
     fusion: str
     gate: str
     heads: int
+    remat: bool
     dtype: Any
 
     @nn.compact
@@ -95,7 +96,8 @@ class Network(nn.Module):
         shape = images.shape[1:3]
         backbone = create_encoder(self.backbone, **dict(self.backbone_options), dtype=self.dtype)
         with canvas.on(shape, sizes):
-            x, region = self._features(backbone.copy(name="encoder")(images, train), train)
+            maps = remat.call(backbone.copy(name="encoder"), images, again=self.remat and train, train=train)
+            x, region = self._features(maps, train)
         visual, heard, fused, gate = x, None, None, None
         if self.fusion != "none":
             audio = create_encoder(self.audio_encoder, **dict(self.audio_options), features=x.shape[-1])
@@ -160,6 +162,7 @@ def create(
     audio_width: int = 64,
     audio_hidden: int = 4096,
     audio_channels: int = 1,
+    remat: bool = False,
     compute_dtype: str = "float32",
 ) -> Method:
     """CAVP as a `Method`. The defaults are the published system; the other values make it small or vary it.
@@ -184,6 +187,7 @@ def create(
       width: of the image encoder's stem or finest branch; None = the published one.
       audio_width, audio_hidden: of the audio encoder's first convolution and VGGish's hidden layers.
       audio_channels: 1, or 2 for stereo.
+      remat: compute the image encoder, but for its products, again in the backward pass: less memory.
       compute_dtype: "float32" or "bfloat16"; parameters, statistics, losses and scores stay float32.
     Returns:
       A method that hears through "waveform". Batches hold `frames` (B, T, H, W, 3), any H and W, `audio` (B, T,
@@ -240,6 +244,7 @@ def build_network(options: Mapping[str, Any]) -> Network:
         fusion=o["fusion"],
         gate=o["attention_gate"],
         heads=_positive("heads", o["heads"]),
+        remat=o["remat"],
         dtype=jnp.dtype(o["compute_dtype"]),
     )
     if network.fusion == "attention" and network.width % network.heads:

@@ -25,7 +25,7 @@ from avs_jax.methods.batch import (
     training_mask,
     vggish_sound,
 )
-from avs_jax.models import torch_keys
+from avs_jax.models import remat, torch_keys
 from avs_jax.models.decoders import fpn
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE, vggish_embedding
@@ -69,6 +69,7 @@ class Network(nn.Module):
     audio_options: Any
     train_audio: bool
     output_bias: float | None
+    remat: bool
     dtype: Any
 
     @nn.compact
@@ -83,7 +84,8 @@ class Network(nn.Module):
         here = None if present is None else present.reshape(-1, 1, 1, 1)
         keep = (lambda x: x) if present is None else (lambda x: x * here.astype(x.dtype))
         encoder = create_encoder(self.backbone, **dict(self.encoder_options), dtype=self.dtype)
-        maps = encoder.copy(name="encoder")(images, train)
+        again = self.remat and train
+        maps = remat.call(encoder.copy(name="encoder"), images, again=again, train=train)
         embedding = self._hear(audio, present) if self.stages else None
         visual, audio_features, attention = [], [], []
         for i, x in enumerate(maps):
@@ -95,8 +97,9 @@ class Network(nn.Module):
             visual.append(x)
             audio_features.append(heard)
             attention.append(looked)
-        x = fpn.Decoder(self.channels, self.dtype, name="decoder")(visual, here)
-        logits = keep(fpn.Head(self.classes, self.head_channels, self.output_bias, self.dtype, name="head")(x))
+        x = remat.call(fpn.Decoder(self.channels, self.dtype, name="decoder"), visual, here, again=again)
+        head = fpn.Head(self.classes, self.head_channels, self.output_bias, self.dtype, name="head")
+        logits = keep(remat.call(head, x, again=again))
         return Output(
             logits.reshape(b, t, *logits.shape[1:]),
             tuple(jax.nn.relu(v).reshape(b, t, *v.shape[1:]) for v in visual),
@@ -142,6 +145,7 @@ def create(
     avm_pool: str = "avg",
     dice: float = 0.0,
     output_bias: float | None = None,
+    remat: bool = False,
     compute_dtype: str = "float32",
 ) -> Method:
     """TPAVI as a `Method`. The defaults are the published system; the other values make it small or vary it.
@@ -172,6 +176,7 @@ def create(
         or "max" pooling; the defaults are the published run's. See `avs_jax.losses.avm`.
       dice: weight of the soft Dice loss added to the binary cross-entropy.
       output_bias: initial bias of the last layer; None = PyTorch's default.
+      remat: compute encoder and decoder, but for their products, again in the backward pass: less memory.
       compute_dtype: "float32" or "bfloat16"; parameters, statistics, losses and scores stay float32.
     Returns:
       A method that hears through "vggish", with num_classes = 1 for the binary settings. Batches hold `frames` (B, T,
@@ -228,6 +233,7 @@ def build_network(options: Mapping[str, Any]) -> Network:
         audio_options=(("width", o["audio_width"]), ("hidden", o["audio_hidden"])),
         train_audio=o["train_audio"],
         output_bias=o["output_bias"],
+        remat=o["remat"],
         dtype=jnp.dtype(o["compute_dtype"]),
     )
 

@@ -9,7 +9,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from avs_jax.models import query_decoder, torch_keys
+from avs_jax.models import query_decoder, remat, torch_keys
 from avs_jax.models.decoders.pixel import create_pixel_decoder
 from avs_jax.models.encoders import create_encoder
 from avs_jax.models.encoders.vggish import EMBEDDING, EXAMPLE, vggish_embedding
@@ -70,12 +70,8 @@ class Network(nn.Module):
         encoder = create_encoder(self.backbone, **dict(self.encoder_options), dtype=self.dtype).copy(name="encoder")
         learns = train and not self.freeze_encoder  # frozen, it drops nothing and its statistics stay
 
-        def encode(encoder, images):
-            return encoder(images, learns)
-
-        if self.remat and learns and not self.backbone.startswith("swin"):  # Swin does so block by block
-            encode = nn.remat(encode, policy=_products)
-        maps = encode(encoder, images)
+        again = self.remat and learns and not self.backbone.startswith("swin")  # Swin does so block by block
+        maps = remat.call(encoder, images, again=again, train=learns)
         if self.freeze_encoder:
             maps = jax.lax.stop_gradient(maps)
         return make_pixel_decoder(self).copy(name="pixel_decoder")(maps, train)
@@ -96,11 +92,6 @@ def make_queries(network: Network):
 def make_transformer(network: Network, train: bool = False, all_layers: bool = False):
     options = {**dict(network.transformer_options), "all_layers": all_layers, "remat": network.remat and train}
     return query_decoder.QueryTransformer(network.classes, network.style._replace(train=train), **options)
-
-
-def _products(primitive, *_, **__):
-    """What rematerialisation keeps of an encoder: products, which cost time; norms and ReLUs between them cost none."""
-    return primitive.name in ("conv_general_dilated", "dot_general")
 
 
 def example_inputs(network: Network):
