@@ -18,6 +18,7 @@ import numpy as np
 
 from avs_jax import safe_pickle
 from avs_jax.errors import InputError
+from avs_jax.paths import is_remote, local_copy, to_path
 from avs_jax.safe_pickle import Bag, Budget, Name, shown
 
 _LEGACY_MAGIC, _LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001
@@ -157,7 +158,10 @@ def load(path: str | Path) -> Any:
     Raises:
       InputError: the file is missing, damaged, of another kind, or asks for anything but data.
     """
-    path = Path(path)
+    path = to_path(path)
+    if is_remote(path):
+        with local_copy(path) as copy:
+            return load(copy)
     if not path.is_file():
         raise InputError(path, expected="a file of tensors", found="a folder" if path.is_dir() else "no such file")
     try:

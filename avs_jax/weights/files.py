@@ -9,6 +9,7 @@ import numpy as np
 
 from avs_jax import torch_files
 from avs_jax.errors import InputError
+from avs_jax.paths import is_remote, local_copy, to_path
 
 # Under which training scripts save the parameters beside the optimiser, the epoch and the like.
 WRAPPERS = ("state_dict", "model", "model_state_dict", "model_state", "net", "network", "module")
@@ -39,7 +40,10 @@ def read_file(path: str | Path) -> Contents:
     Raises:
       InputError: the file is missing, damaged or cut short, holds no tensors, or asks for anything but data.
     """
-    path = Path(path)
+    path = to_path(path)
+    if is_remote(path):
+        with local_copy(path) as copy:
+            return read_file(copy)
     if _is_safetensors(path):
         tensors, container, ignored = _read_safetensors(path), "safetensors", []
     else:
