@@ -1,4 +1,4 @@
-"""What is computed again in the backward pass changes memory, and nothing else. TransAVS: test_transavs_invariance.py."""
+"""What is computed again in the backward pass changes memory only. TransAVS: test_transavs_invariance.py."""
 
 import jax
 import numpy as np
