@@ -166,7 +166,7 @@ class Watch:
         sys.addaudithook(self._hook)
 
     def _hook(self, event, args):
-        if not self.on:
+        if not self.on or (event == "compile" and args[0] == b"_getframe()"):  # how Cython makes a traceback
             return
         written = event == "open" and (isinstance(args[1], str) and set(args[1]) & set("wax+") or (args[2] or 0) & 3)
         if written or event == "import" or event.startswith(_FORBIDDEN):

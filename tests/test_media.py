@@ -257,7 +257,7 @@ BAD = {
     "half.mp4": (_cut(0.6, movflags="+faststart"), "whole"),
     "nearly.mp4": (_cut(0.97, movflags="+faststart"), "whole"),
     "silent.mp4": (write_video, "found none"),
-    "picture.png": (lambda path: Image.new("RGB", (32, 32)).save(path), "found none"),
+    "picture.png": (lambda path: Image.new("RGB", (32, 32)).save(path), "another format"),
     "song.m4a": (lambda path: _song(path, cover=False), "audio only"),
     "cover.mp3": (lambda path: _song(path, cover=True), "only"),
 }

@@ -2,14 +2,19 @@
 
 import dataclasses
 import functools
+import io
 from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from avs_jax.errors import InputError, check_options, nearest
+from avs_jax.paths import readable, to_path
 
 SAMPLE_RATE = 16000  # Hz, what every front end works at
+MAX_SAMPLES = 1 << 25  # of a sound file, all channels together, as stored or at 16 kHz: 35 minutes at 16 kHz
+MAX_CHANNELS = 64
+RATES = (1000, 768000)  # Hz, the lowest and the highest that sound is recorded at
 RESAMPLERS = ("kaiser_best", "soxr_hq")
 CROPS = ("middle", "reference")
 
@@ -282,26 +287,52 @@ def resample(wave: np.ndarray, sample_rate: float, resampler: str = "kaiser_best
     return librosa.resample(wave, orig_sr=sample_rate, target_sr=SAMPLE_RATE, res_type="kaiser_best", fix=False)
 
 
+def _check_magic(path: Path | io.BytesIO) -> None:
+    """libsndfile knows dozens of formats, some of which look for further files."""
+    head = path.getvalue()[:4] if isinstance(path, io.BytesIO) else path.open("rb").read(4)
+    known = head in (b"RIFF", b"RIFX", b"RF64", b"fLaC", b"OggS") or head[:3] == b"ID3"
+    if head and not known and not (head[0] == 0xFF and head[1:2] >= b"\xe0"):  # MPEG's frames begin with 11 ones
+        raise OSError(f"it begins with {head!r}")
+
+
+def _check_header(path: Path, rate: int, channels: int) -> None:
+    if not RATES[0] <= rate <= RATES[1]:
+        raise InputError(path, expected=f"a sample rate of {RATES[0]} to {RATES[1]} Hz", found=f"{rate} Hz")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise InputError(path, expected=f"at most {MAX_CHANNELS} channels", found=f"{channels}")
+
+
 def read_audio(path: str | Path) -> tuple[np.ndarray, int]:
-    """Reads a sound file (wav, flac, ogg, mp3).
+    """Reads a sound file (wav, flac, ogg, mp3), whole, in memory: `media.read_audio_stream` is for long ones.
+
+    Safe with files of any origin: other formats are not tried, and what a header states is checked before memory is
+    taken; nor can a few bytes that unpack to hours of silence take more than `MAX_SAMPLES`.
 
     Returns:
       samples (n, channels) float32 in [-1, 1], exact for PCM of up to 24 bits; and the sample rate in Hz.
     Raises:
-      InputError: the file is missing, is not audio, has no samples, or has NaN or infinite samples.
+      InputError: the file is missing, is not audio, has no samples, too many of them, NaN or infinite ones, or a rate
+        or number of channels that no recording has.
     """
     import soundfile
 
-    path = Path(path)
+    path = to_path(path)
     if not path.is_file():
         raise InputError(path, expected="a sound file", found="a folder" if path.is_dir() else "no such file")
-    blocks = []
+    blocks, count = [], 0
     try:
-        with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
+        content = readable(path)
+        _check_magic(content)
+        with soundfile.SoundFile(content) as file:
+            rate, channels = file.samplerate, file.channels
+            _check_header(path, rate, channels)
             # In blocks, so that a header that promises more than the file holds cannot claim the memory for it.
-            while len(block := file.read(1 << 20, dtype="float32", always_2d=True)):
+            while len(block := file.read((1 << 20) // channels, dtype="float32", always_2d=True)):
                 blocks.append(block)
+                count += len(block)
+                if max(count * channels, count * SAMPLE_RATE // rate) > MAX_SAMPLES:
+                    raise InputError(path, expected=f"at most {MAX_SAMPLES} samples", found="more",
+                                     hint="Cut the sound into clips.")  # fmt: skip
     except (soundfile.LibsndfileError, OSError) as error:
         reason = getattr(error, "error_string", str(error))
         raise InputError(

@@ -1,17 +1,28 @@
-"""Frames and masks from image files, checked before and while they are decoded."""
+"""Frames and masks from image files, checked before and while they are decoded.
+
+Files of any origin may be read: only the decoders that are named are tried (some of Pillow's start other programs), and
+no picture has more than `MAX_PIXELS`, whatever a small file declares.
+"""
 
 import functools
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, TiffImagePlugin, UnidentifiedImageError, WebPImagePlugin
 
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 MAX_PIXELS = 1 << 26  # of an image of no particular size: 8192 x 8192
 _FRAME_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
+assert TiffImagePlugin and WebPImagePlugin  # loaded, they are among those that Pillow can be told to try
 _MASK_MODES = (*_FRAME_MODES, "I;16", "I")
 FITS = ("crop", "squash")
+_DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
+           ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip  # Pillow's, on bad files
 
 
 def read_frame(path: str | Path, size: tuple[int, int] | None = None, resize: bool = False) -> np.ndarray:
@@ -61,7 +72,8 @@ def read_fitted(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarray
     Raises:
       InputError: as `read_frame`.
     """
-    return np.asarray(fitted(_rgb(path, ("PNG", "JPEG"), _FRAME_MODES), size, fit, Image.Resampling.BILINEAR))
+    image = _rgb(path, ("PNG", "JPEG"), _FRAME_MODES)
+    return np.asarray(fitted(image, size, fit, Image.Resampling.BILINEAR, path))
 
 
 def read_colours(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarray:
@@ -72,7 +84,22 @@ def read_colours(path: str | Path, size: tuple[int, int], fit: str) -> np.ndarra
     Raises:
       InputError: as `read_mask`.
     """
-    return np.asarray(fitted(_rgb(path, ("PNG",), _FRAME_MODES), size, fit, Image.Resampling.NEAREST))
+    return np.asarray(fitted(_rgb(path, ("PNG",), _FRAME_MODES), size, fit, Image.Resampling.NEAREST, path))
+
+
+def read_picture(path: str | Path, formats: tuple[str, ...]) -> np.ndarray:
+    """Reads one picture as it is shown: any mode, turned as its EXIF tag says.
+
+    Args:
+      formats: Pillow's names of those it may have.
+    Returns:
+      (H, W, 3) uint8 RGB. Transparency is dropped.
+    Raises:
+      InputError: the file is missing, cut short, of another format, or too large.
+    """
+    with _open(path, formats, None) as image:
+        _check_size(path, image, None, False)
+        return np.asarray(_decode(path, image, "RGB", upright=True))
 
 
 def read_values(path: str | Path, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -100,13 +127,18 @@ def _rgb(path, formats, modes) -> Image.Image:
         return _decode(path, image, "RGB")
 
 
-def fitted(image: Image.Image, size: tuple[int, int], fit: str, how: Image.Resampling) -> Image.Image:
+def fitted(
+    image: Image.Image, size: tuple[int, int], fit: str, how: Image.Resampling, where: object = "picture"
+) -> Image.Image:
     """An image scaled to `size` (height, width).
 
     Args:
       fit: "squash" does not keep the aspect ratio; "crop" keeps it, scales the image until it covers `size` (for a
         square: its shorter side to that length) and takes the centre, rounding as AVSS's public code does.
       how: Pillow's resampling; its bilinear one averages over more pixels where it shrinks.
+      where: the file, for errors.
+    Raises:
+      InputError: the image is so long and narrow that it would cover `size` only when far too large.
     """
     height, width = size
     if fit == "squash":
@@ -115,6 +147,9 @@ def fitted(image: Image.Image, size: tuple[int, int], fit: str, how: Image.Resam
         covering = (image.width * height // image.height, height)
     else:
         covering = (width, image.height * width // image.width)
+    if covering[0] * covering[1] > MAX_PIXELS:
+        found = f"{image.height} x {image.width} pixels"
+        raise InputError(where, expected=f"a picture to be cut to {height} x {width} pixels", found=found)
     image = image.resize(covering, how)
     left, top = (round((n - m) / 2) for n, m in zip(image.size, (width, height), strict=True))
     return image.crop((left, top, left + width, top + height))
@@ -196,20 +231,24 @@ def _sounding(image: Image.Image) -> np.ndarray:
     return np.asarray(values > 0, np.uint8)
 
 
-def _open(path: str | Path, formats: tuple[str, ...], modes: tuple[str, ...]) -> Image.Image:
-    """Reads the header only."""
-    path = Path(path)
+def _open(path: str | Path, formats: tuple[str, ...], modes: tuple[str, ...] | None) -> Image.Image:
+    """Reads the header only. modes: that are taken; None: all."""
+    path = to_path(path)
     expected = f"a {' or '.join(formats)} image"
     try:
-        image = Image.open(path, formats=("PNG", "JPEG"))
+        # From memory: of a file, Pillow asks for as many bytes as a chunk says it has, and Python sets them aside.
+        data = io.BytesIO(path.read_bytes())
+        image = Image.open(data, formats=("PNG", "JPEG", *(f for f in formats if f != "MPO")))  # MPO begins as JPEG
     except FileNotFoundError:
         raise InputError(path, expected=expected, found="no such file") from None
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+    except InputError:  # no access to a bucket
+        raise
+    except _DAMAGE as error:
         raise InputError(path, expected=expected, found=_reason(path, error)) from None
     if image.format not in formats:
         found = f"a {image.format}, which blurs the edge of a mask" if image.format == "JPEG" else f"a {image.format}"
         raise InputError(path, expected=expected, found=found)
-    if image.mode not in modes:
+    if modes is not None and image.mode not in modes:
         raise InputError(path, expected=f"an image of mode {', '.join(modes)}", found=f"mode {image.mode}")
     return image
 
@@ -231,16 +270,19 @@ def _check_size(path, image: Image.Image, size: tuple[int, int] | None, resize: 
     return True
 
 
-def _decode(path, image: Image.Image, mode: str | None = None) -> Image.Image:
+def _decode(path, image: Image.Image, mode: str | None = None, upright: bool = False) -> Image.Image:
     try:
         image.load()
+        if upright:
+            ImageOps.exif_transpose(image, in_place=True)
         return image.convert(mode) if mode else image
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError) as error:
-        raise InputError(path, expected="a whole image", found=_reason(Path(path), error)) from None
+    except _DAMAGE as error:
+        raise InputError(path, expected="a whole image", found=_reason(to_path(path), error)) from None
 
 
 def _reason(path: Path, error: Exception) -> str:
     if path.is_dir():
         return "a folder"
     size = path.stat().st_size if path.exists() else 0
-    return f"{size} bytes that do not decode: {error}" if size else "an empty file"
+    text = "no such image" if isinstance(error, UnidentifiedImageError) else error  # Pillow's names an object in memory
+    return f"{size} bytes that do not decode: {text}" if size else "an empty file"

@@ -1,6 +1,10 @@
 """Video and its sound, in: probing, frames with their times, streamed sound. Constant memory for any length.
 
 Time zero is the moment the first video frame is shown; the sound is placed on that clock.
+
+Files of any origin may be read. FFmpeg knows formats that are lists of further files and addresses to open; only those
+of `FORMATS` are opened, which hold everything themselves, and only from the local disk. Frames have at most `MAX_PIXELS`,
+and clocks may not jump so far that filling the hole would never end.
 """
 
 import collections
@@ -13,10 +17,14 @@ from pathlib import Path
 import av
 import numpy as np
 
-from avs_jax.data.audio import SAMPLE_RATE, to_mono
+from avs_jax.data.audio import MAX_CHANNELS, RATES, SAMPLE_RATE, to_mono
 from avs_jax.errors import InputError
 from avs_jax.paths import fetched, to_path
 
+FORMATS = ("mov", "mp4", "m4a", "3gp", "matroska", "webm", "avi", "asf", "flv", "mpegts", "mpeg", "mpegvideo", "mxf",
+           "dv", "ivf", "gif", "ogg", "wav", "w64", "flac", "mp3", "aac", "ac3", "eac3", "aiff", "caf", "amr")  # fmt: skip
+MAX_PIXELS = 1 << 25  # of a frame: 8K has 33 million
+HOLE = 3600.0  # seconds; a clock that jumps farther is damaged, and nobody waits for the silence between
 GAP = 0.05  # seconds; a jump of the sound's clock beyond this is silence in the recording, below it jitter
 
 
@@ -81,8 +89,12 @@ def opened(path: str | Path):
         found = "a folder" if path.is_dir() else "no such file"
         raise InputError(path, expected="a media file", found=found)
     try:
-        with av.open(str(fetched(path)), metadata_errors="replace") as container:
+        options = {"format_whitelist": ",".join(FORMATS), "protocol_whitelist": "file"}
+        with av.open(f"file:{fetched(path)}", options=options, metadata_errors="replace") as container:
             yield container
+    except av.error.ArgumentError:
+        raise InputError(path, expected="a video or a sound file", found="another format, or a damaged file",
+                         hint="Playlists are not opened. ffmpeg may convert it to mp4.") from None  # fmt: skip
     except (av.error.InvalidDataError, av.error.EOFError) as error:
         raise InputError(path, expected="a media file that decodes", found=_reason(path, error),
                          hint="Is it complete? Re-encoding it with ffmpeg may repair it.") from None  # fmt: skip
@@ -105,6 +117,10 @@ def _video_stream(container, path):
     for stream in container.streams.video:
         if not stream.disposition & attached and stream.codec_context is not None:
             stream.thread_type = "AUTO"
+            stream.codec_context.options = {"max_pixels": str(MAX_PIXELS)}  # for sizes that change on the way
+            width, height = stream.codec_context.width, stream.codec_context.height
+            if width * height > MAX_PIXELS:
+                raise InputError(path, expected=f"frames of at most {MAX_PIXELS} pixels", found=f"{width}x{height}")
             return stream
     kinds = ", ".join(sorted({stream.type for stream in container.streams})) or "nothing"
     raise InputError(path, expected="a video stream", found=f"{kinds} only")
@@ -194,6 +210,10 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
             raise InputError(path, expected="at least one video frame", found="zero frames")
         if need_sound and not spans[1].count:
             raise InputError(path, expected="an audio track with sound in it", found="an empty audio track")
+        if span.last - (span.first or 0.0) > HOLE * span.count:
+            raise InputError(path, expected="frames at most an hour apart",
+                             found=f"{span.count} in {span.last - (span.first or 0.0):.0f} s",
+                             hint="Its clock is damaged; re-encoding it with ffmpeg may repair it.")  # fmt: skip
         fps = span.rate(float(video.average_rate or video.guessed_rate or 0))
     with opened(path) as container:  # the decoder's own word on the first frame
         first = next(container.decode(_video_stream(container, path)), None)
@@ -202,6 +222,9 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
         rotation = round(first.rotation / 90) % 4 * 90
         origin = first.time if first.time is not None else (span.first or 0.0)
         sideways = rotation in (90, 270)
+    track = _sound_info(sound, spans[1], origin) if sound and spans[1].count else None
+    if track is not None and abs(track.start) > HOLE:
+        raise InputError(path, expected="sound that begins within an hour of the picture", found=f"{track.start:.0f} s")
     return VideoInfo(
         path=path,
         width=first.height if sideways else first.width,
@@ -211,7 +234,7 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
         num_frames=span.count,
         duration=max(span.last - origin, span.count / fps if span.first is None else 0.0, 1e-3),
         origin=origin,
-        sound=_sound_info(sound, spans[1], origin) if sound and spans[1].count else None,
+        sound=track,
     )
 
 
@@ -279,10 +302,15 @@ def read_sound_blocks(path: str | Path, origin: float = 0.0) -> Iterator[tuple[n
             samples = _samples(frame)
             if rate is None:
                 rate, channels = frame.sample_rate, samples.shape[1]
+                if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
+                    raise InputError(path, expected=f"{RATES[0]} to {RATES[1]} Hz, at most {MAX_CHANNELS} channels",
+                                     found=f"{rate} Hz, {channels} channels")  # fmt: skip
             if (frame.sample_rate, samples.shape[1]) != (rate, channels):
                 raise InputError(path, expected=f"{rate} Hz and {channels} channels throughout",
                                  found=f"{frame.sample_rate} Hz and {samples.shape[1]}")  # fmt: skip
             ahead = 0 if frame.time is None else round((frame.time - origin) * rate) - done
+            if ahead > HOLE * rate:
+                raise InputError(path, expected="sound without holes of an hour", found=f"{ahead / rate:.0f} s")
             if ahead < 0 and done == 0:
                 samples = samples[-ahead:]
             elif ahead > (GAP * rate if done else 0):

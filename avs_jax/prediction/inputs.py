@@ -9,9 +9,12 @@ from typing import Any
 import numpy as np
 
 from avs_jax.data import media
+from avs_jax.data.images import read_picture
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 
 IMAGES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+FORMATS = ("PNG", "JPEG", "MPO", "BMP", "WEBP", "TIFF")  # MPO: what phones save as .jpg
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".m4a", ".aac", ".opus")
 NOTEWORTHY = 0.1  # seconds by which picture and sound may differ before the report says so
 
@@ -51,22 +54,16 @@ class Picture:
     source: Path | np.ndarray
 
     def rgb(self) -> np.ndarray:
-        return read_image(self.source) if isinstance(self.source, Path) else self.source
+        return self.source if isinstance(self.source, np.ndarray) else read_image(self.source)
 
 
 def read_image(path: Path) -> np.ndarray:
     """(H, W, 3) uint8, turned as its EXIF tag says.
 
     Raises:
-      InputError: the file is missing, truncated or no image.
+      InputError: the file is missing, truncated, no image of these formats, or one of too many pixels.
     """
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(path, expected="an image that decodes", found=str(error)) from None
+    return read_picture(path, FORMATS)
 
 
 def open_movie(path: str | Path, *, audio: str | Path | None = None, fps: float | None = None) -> Movie:
@@ -79,7 +76,7 @@ def open_movie(path: str | Path, *, audio: str | Path | None = None, fps: float 
     Raises:
       InputError: missing or broken files, no pictures, no sound, an option that does not apply.
     """
-    path = Path(path)
+    path = to_path(path)
     if path.is_dir():
         return _folder(path, audio, 1.0 if fps is None else fps)
     if path.suffix.lower() in IMAGES and path.is_file():
@@ -94,7 +91,7 @@ def open_movie(path: str | Path, *, audio: str | Path | None = None, fps: float 
     info = media.probe(path, need_sound=audio is None)
     sound, track, origin = info.sound, path, info.origin
     if audio is not None:
-        sound, track, origin = _sound_file(Path(audio))
+        sound, track, origin = _sound_file(to_path(audio))
     size = (info.height, info.width)
     return Movie(str(path), "video", size, info.fps, info.duration, info.num_frames,
                  lambda: media.read_frames(path), sound, track, origin)  # fmt: skip
@@ -132,14 +129,14 @@ def _folder(path: Path, audio, fps: float) -> Movie:
                                  found=f"{image.shape[1]}x{image.shape[0]}")  # fmt: skip
             yield Picture(index, index / fps, image)
 
-    sound, track, origin = _sound_file(Path(audio))
+    sound, track, origin = _sound_file(to_path(audio))
     return Movie(str(path), "folder", size, fps, len(images) / fps, len(images), frames, sound, track, origin)
 
 
 def _picture(name: str, image: Path, audio) -> Movie:
     """One picture, shown for as long as its sound lasts."""
     size = read_image(image).shape[:2]
-    sound, track, origin = _sound_file(Path(audio))
+    sound, track, origin = _sound_file(to_path(audio))
     duration = max(sound.end, 1e-3)
     return Movie(name, "picture", size, 1 / duration, duration, 1, lambda: iter([Picture(0, 0.0, image)]), sound, track,
                  origin)  # fmt: skip
@@ -173,7 +170,7 @@ def clip_movie(source, index: int, frames: np.ndarray) -> Movie:
     track = sound = None
     origin = 0.0
     if hasattr(source, "sound_file") and (file := source.sound_file(index)) is not None:
-        sound, track, origin = _sound_file(Path(file))
+        sound, track, origin = _sound_file(to_path(file))
     elif hasattr(source, "waveform"):
         rate = getattr(source, "sample_rate", media.SAMPLE_RATE)
         track = (source.waveform(index), rate)

@@ -2,15 +2,16 @@
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from avs_jax.data.images import MAX_PIXELS
 from avs_jax.data.prepare import vpo_masks
 from avs_jax.data.prepare.vpo_classes import BABY, FEMALE, MALE, PERSON, classes
 from avs_jax.data.prepare.vpo_people import part_of_person
 from avs_jax.data.prepare.vpo_rejections import Rejections
+from avs_jax.data.sources.files import is_plain
 from avs_jax.errors import InputError
 
 COCO_SPLIT = {"train": "train", "test": "val"}  # VPO's splits are made of COCO's
@@ -120,12 +121,13 @@ def read_captions(paths: Sequence[Path]) -> dict[int, list[str]]:
     captions: dict[int, list[str]] = {}
     for path in paths:
         (rows,) = _lists(path, read_json(path, "COCO's captions"), ["annotations"])
-        good = [row for row in rows if isinstance(row, dict) and isinstance(row.get("caption"), str)]
+        good = [row for row in rows if isinstance(row, dict) and isinstance(row.get("caption"), str)
+                and _natural(row.get("image_id"))]  # fmt: skip
         if rows and not good:
             raise InputError(path, expected="annotations with a 'caption'", found=f"{rows[0]!r:.80}",
                              hint="captions_train2017.json, not instances_train2017.json, has them.")  # fmt: skip
         for row in good:
-            captions.setdefault(row.get("image_id"), []).append(row["caption"])
+            captions.setdefault(row["image_id"], []).append(row["caption"])
     return {image: sorted(texts) for image, texts in captions.items()}
 
 
@@ -171,7 +173,7 @@ def read_pictures(path: Path, rules: Rules, captions: dict[int, list[str]], reje
 
 def _check_categories(path: Path, rows: list) -> None:
     """Category numbers are what masks store, so they must mean what they mean in COCO."""
-    names = {row.get("id"): row.get("name") for row in rows if isinstance(row, dict)}
+    names = {row.get("id"): row.get("name") for row in rows if isinstance(row, dict) and _natural(row.get("id"))}
     for entry in classes(fold_person=True):
         if names.get(entry.id, entry.name) != entry.name:
             found = f"{names[entry.id]!r:.40}"
@@ -199,10 +201,10 @@ def _images(path: Path, rows: list, rejected: Rejections) -> dict[int, tuple[str
 def _is_image(row: object) -> bool:
     if not isinstance(row, dict) or not _natural(row.get("id")) or not isinstance(row.get("file_name"), str):
         return False
-    name = row["file_name"]
-    plain = name and name not in (".", "..") and not set(name) & set("/\\\0")  # it becomes part of a path
     sides = (row.get("height"), row.get("width"))
-    return bool(plain) and all(_natural(n) and 0 < n <= vpo_masks.MAX_SIDE for n in sides) and row["id"] < 10**12
+    if not all(_natural(n) and 0 < n <= vpo_masks.MAX_SIDE for n in sides) or sides[0] * sides[1] > MAX_PIXELS:
+        return False
+    return is_plain(row["file_name"]) and row["id"] < 10**12
 
 
 def _natural(value: object) -> bool:
@@ -228,9 +230,9 @@ def _grouped(path: Path, rows: list, images: dict, wanted: set[int], rejected: R
             continue
         if category not in wanted:
             continue
-        if row.get("id") in seen:
-            raise InputError(path, expected="every annotation once", found=f"id {row['id']!r:.40} twice")
         if _natural(row.get("id")):
+            if row["id"] in seen:
+                raise InputError(path, expected="every annotation once", found=f"id {row['id']} twice")
             seen.add(row["id"])
         grouped.setdefault(row["image_id"], {}).setdefault(category, []).append(row)
     for found in grouped.values():
@@ -262,7 +264,7 @@ def _is_annotation(row: dict) -> bool:
         and row["id"] < 10**15
         and row.get("iscrowd") in (0, 1)
         and isinstance(area, (int, float))
-        and math.isfinite(area)
+        and abs(area) < 1e12
         and isinstance(segmentation, (list, dict))
         and bool(segmentation)
     )

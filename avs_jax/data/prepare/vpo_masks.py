@@ -37,8 +37,8 @@ def _polygons(polygons: list, size: tuple[int, int]) -> np.ndarray:
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise BadMask("a polygon that is no list of at least three points x, y")
-        if any(isinstance(v, bool) or not isinstance(v, (int, float)) for v in polygon):
-            raise BadMask("a polygon whose coordinates are no numbers")
+        if any(isinstance(v, bool) or not isinstance(v, (int, float)) or not abs(v) < 1e9 for v in polygon):
+            raise BadMask("a polygon whose coordinates are no numbers of pixels")
         points = np.asarray(polygon, np.float64).reshape(-1, 2)
         if (
             not np.isfinite(points).all()

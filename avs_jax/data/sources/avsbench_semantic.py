@@ -10,8 +10,9 @@ import numpy as np
 from avs_jax.data import audio, images
 from avs_jax.data.clip import IGNORE, Clip
 from avs_jax.data.sources import files
-from avs_jax.data.sources.avsbench_table import SPLITS, Row, read_table
+from avs_jax.data.sources.avsbench_table import MAX_BYTES, SPLITS, Row, read_table
 from avs_jax.errors import InputError
+from avs_jax.paths import to_path
 
 NUM_FRAMES = 10
 FRAMES = {"v1s": 5, "v1m": 5, "v2": 10}  # frames of a clip by its part of the benchmark
@@ -229,7 +230,7 @@ def find_root(root: str | Path) -> Path:
     hint = f"Set data.root to the folder that holds {TABLE}, {CLASSES}, v1s/, v1m/ and v2/."
     if not root:
         raise InputError("data.root", expected="the folder of AVSBench-semantic", found="nothing", hint=hint)
-    root = Path(root).expanduser()
+    root = to_path(root)
     if not root.is_dir():
         found = "a file" if root.exists() else "no such folder"
         raise InputError(root, expected="the folder of AVSBench-semantic", found=found, hint=hint)
@@ -251,7 +252,7 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
     Raises:
       InputError: the file is missing or no such JSON, or its numbers are not 0 .. K-1 with 2 <= K <= 255, each once.
     """
-    path = Path(path)
+    path = to_path(path)
 
     def fail(found, hint=""):
         raise InputError(path, expected="JSON of class names and their numbers, from 0", found=found, hint=hint)
@@ -262,6 +263,8 @@ def read_classes(path: str | Path) -> tuple[str, ...]:
         return fail(f"'{twice}' twice") if twice is not None else dict(items)
 
     try:
+        if path.stat().st_size > MAX_BYTES:
+            fail(f"{path.stat().st_size} bytes")
         numbers = json.loads(path.read_bytes().decode("utf-8-sig"), object_pairs_hook=pairs)
     except InputError:
         raise

@@ -6,9 +6,12 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
+from avs_jax.data.sources.files import is_plain
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import to_path
 
 SPLITS = ("train", "val", "test")
+MAX_BYTES = 1 << 26  # of a table; VGGSound's, the largest there is, has 10 MB
 
 
 class Row(NamedTuple):
@@ -36,7 +39,7 @@ def read_table(path: str | Path, columns: tuple[str, ...], split: str, labels: t
       InputError: the file is missing or not UTF-8 CSV, its columns are others or in another order, a row has missing
         or swapped values, an id or category that is no plain name, an id twice, or the split is empty.
     """
-    path = Path(path)
+    path = to_path(path)
     lines = read_lines(path)
     header = tuple(lines[0][1]) if lines else ()
     _check_header(path, header, columns, anywhere=bool(labels))
@@ -89,8 +92,15 @@ def _place(row: Row) -> str:
 
 
 def read_lines(path: Path) -> list[tuple[int, list[str]]]:
-    """(line number, fields without surrounding blanks) of every line that is not blank."""
+    """(line number, fields without surrounding blanks) of every line that is not blank.
+
+    Raises:
+      InputError: the file is missing, larger than `MAX_BYTES`, or no UTF-8 CSV.
+    """
     try:
+        size = path.stat().st_size
+        if size > MAX_BYTES:
+            raise InputError(path, expected=f"a table of at most {MAX_BYTES} bytes", found=f"{size}")
         raw = path.read_bytes()
     except FileNotFoundError:
         raise InputError(path, expected="the table of clips", found="no such file") from None
@@ -139,7 +149,7 @@ def _parse(path: Path, line: int, values: dict[str, str], labels: tuple[str, ...
     id_column = next(iter(values))
     for column in filter(values.__contains__, (id_column, "category")):
         name = values[column]
-        if not name or name in (".", "..") or set(name) & set("/\\\0"):
+        if not is_plain(name):
             expected = f"a plain name in column '{column}'"
             raise InputError(where, expected=expected, found=repr(name), hint="It becomes part of a path.")
     return Row(values[id_column], values["split"], values.get("label" if labels else "category", ""), line)

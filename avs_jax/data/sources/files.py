@@ -84,6 +84,15 @@ def heard_through(front_end) -> dict:
     return {"front_end": front_end.name, **seconds}
 
 
+def is_plain(name: str) -> bool:
+    """Whether a name out of a table may become part of a path: it leads nowhere else, and file systems take it."""
+    try:
+        short = 0 < len(name.encode()) <= 200
+    except UnicodeEncodeError:
+        return False
+    return short and name not in (".", "..") and not set(name) & set("/\\\0")
+
+
 def position(index, length: int) -> int:
     """`index` in 0..length-1 as an int.
 

@@ -65,7 +65,7 @@ class Fit:
         labels = read(frame.shape[:2])
         if self.how != "none":
             smooth, nearest = images.Image.Resampling.BILINEAR, images.Image.Resampling.NEAREST
-            frame, labels = _scaled(frame, self, smooth), _scaled(labels, self, nearest)
+            frame, labels = _scaled(frame, self, smooth, path), _scaled(labels, self, nearest, path)
         if not self.pad:
             return {"frames": frame[None], "labels": labels[None]}
         height, width = canvas = padded(labels.shape, self.pad)
@@ -79,8 +79,8 @@ class Fit:
         return {"frames": big, "labels": np.pad(labels, rest, constant_values=IGNORE)[None], "size": size}
 
 
-def _scaled(pixels: np.ndarray, fit: Fit, how) -> np.ndarray:
-    return np.asarray(images.fitted(images.Image.fromarray(pixels), fit.size, fit.how, how))
+def _scaled(pixels: np.ndarray, fit: Fit, how, path: Path) -> np.ndarray:
+    return np.asarray(images.fitted(images.Image.fromarray(pixels), fit.size, fit.how, how, path))
 
 
 def padded(size: tuple[int, int], pad: int | tuple[int, int] | str) -> tuple[int, int]:
@@ -182,9 +182,9 @@ def plain(where: str, column: str, name: str) -> str:
     """`name`, which becomes part of a path.
 
     Raises:
-      InputError: it could lead elsewhere.
+      InputError: it could lead elsewhere, or is no file's name.
     """
-    if not name or name in (".", "..") or set(name) & set("/\\\0"):
+    if not files.is_plain(name):
         expected = f"a plain name in column '{column}'"
         raise InputError(where, expected=expected, found=repr(name), hint="It becomes part of a path.")
     return name
