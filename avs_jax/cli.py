@@ -104,6 +104,12 @@ class Parser(argparse.ArgumentParser):
         raise InputError("command line", expected="arguments as --help lists them", found=message)
 
 
+def add_option(parser: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
+    """Adds --<name>, with dashes too, of kind bool (a switch), int or str."""
+    options = {"action": "store_true"} if kind is bool else {"type": kind}
+    parser.add_argument(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), help=text, **options)
+
+
 def data_options(items: Sequence[str], parser: argparse.ArgumentParser) -> dict:
     """{option: value} of `--data.option=value`; numbers, true, false, null and JSON lists as such, the rest as text.
 
@@ -189,17 +195,6 @@ def enable_compile_cache() -> None:
 
     if not jax.config.jax_compilation_cache_dir:
         jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.expanduser("~"), ".cache", "avs_jax"))
-
-
-def join_processes() -> None:
-    """Joins the other processes of a run; they find each other by themselves on TPU pods and under Slurm or MPI.
-
-    Elsewhere JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say it.
-    """
-    import jax
-
-    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    jax.distributed.initialize(num_processes=int(count) if count else None, process_id=int(index) if index else None)
 
 
 def _recipe(argv) -> str | None:

@@ -9,12 +9,13 @@ clip, `<split>.png` with clips from good to poor, and `<split>_curves.png`. Opti
 
 import argparse
 import dataclasses
+import functools
 import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from avs_jax import cli
+from avs_jax import cli, distributed
 from avs_jax.errors import InputError
 from avs_jax.paths import to_path
 
@@ -121,7 +122,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
     add("--fast", action="store_true", help="predict whole batches at once: for a GPU; figures differ by rounding")
     add("--pictures", type=int, default=4, help="clips in the picture; 0: none (default: 4)")
     add("--workers", type=int, default=0, help="data processes (default: 0, threads)")
-    add("--distributed", action="store_true", help="join the other processes of a cluster or TPU pod")
+    distributed.add_arguments(functools.partial(cli.add_option, parser))
     args, rest = parser.parse_known_args(argv)
     return args, cli.data_options(rest, parser)
 
@@ -130,33 +131,35 @@ def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0, or 2 on bad input, which is told in one line."""
     try:
         args, data = parse(argv)
-        import jax
-        from absl import logging
-
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
-        if args.distributed:
-            jax.distributed.initialize()
-        cli.enable_compile_cache()
-        options = {} if args.batch_size is None else {"batch_size": args.batch_size}
-        evaluate_run(
-            args.workdir,
-            checkpoint=args.checkpoint,
-            split=args.split,
-            output=args.output,
-            data=data,
-            pictures=args.pictures,
-            max_clips=args.max_clips,
-            clips_per_batch=args.clips_per_batch,
-            conditions=tuple(filter(None, args.conditions.split(","))),
-            bootstrap=args.bootstrap,
-            exact=not args.fast,
-            workers=args.workers,
-            **options,
-        )
+        with distributed.joined(distributed.requested(args), preemption=False):
+            _run(args, data)
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _run(args, data):
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
+    cli.enable_compile_cache()
+    options = {} if args.batch_size is None else {"batch_size": args.batch_size}
+    evaluate_run(
+        args.workdir,
+        checkpoint=args.checkpoint,
+        split=args.split,
+        output=args.output,
+        data=data,
+        pictures=args.pictures,
+        max_clips=args.max_clips,
+        clips_per_batch=args.clips_per_batch,
+        conditions=tuple(filter(None, args.conditions.split(","))),
+        bootstrap=args.bootstrap,
+        exact=not args.fast,
+        workers=args.workers,
+        **options,
+    )
 
 
 if __name__ == "__main__":

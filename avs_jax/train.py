@@ -161,17 +161,23 @@ def _taught(config, method, source, variables):
 def main() -> int:
     """The command: flags to `train`, its result to the exit status."""
     from absl import flags
-    from ml_collections import config_flags
 
-    from avs_jax import cli
+    from avs_jax import distributed
     from avs_jax.errors import InputError
 
     values = flags.FLAGS
     for name in ("config", "workdir"):
         if not getattr(values, name):
             raise InputError(f"--{name}", expected="to be given", found="nothing", hint=__doc__.splitlines()[0])
-    if values.distributed:
-        cli.join_processes()
+    with distributed.joined(distributed.requested(values)):
+        return _run(values)
+
+
+def _run(values) -> int:
+    from ml_collections import config_flags
+
+    from avs_jax import cli
+
     cli.enable_compile_cache()
     config = values.config
     changed = config_flags.get_override_values(values["config"])
@@ -189,10 +195,11 @@ def main() -> int:
 if __name__ == "__main__":  # data processes import this module again: nothing above may touch flags or devices
     from absl import flags
 
-    from avs_jax import cli
+    from avs_jax import cli, distributed
 
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     cli.config_flag()
     flags.DEFINE_string("workdir", None, "Folder of the run; the same one resumes.")
-    flags.DEFINE_bool("distributed", False, "Join the other processes of a cluster or TPU pod.")
+    define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer, str: flags.DEFINE_string}
+    distributed.add_arguments(lambda name, kind, text: define[kind](name, None, text))
     cli.run(main)
