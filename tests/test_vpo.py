@@ -61,13 +61,6 @@ def table(root, setting):
     return (root / ROWS[setting]).read_text().splitlines()
 
 
-def replace(root, setting, line, column, value):
-    """Writes another value into a line of the table (0: the first after the header)."""
-    lines = [row.split(",") for row in table(root, setting)]
-    lines[line + 1][lines[0].index(column)] = value
-    (root / ROWS[setting]).write_text("\n".join(map(",".join, lines)) + "\n")
-
-
 # ------------------------------------------------------------------------------------------------ records
 
 
@@ -331,80 +324,6 @@ def test_folded_persons(root):
 # ------------------------------------------------------------------------------------------------ bad data
 
 
-@pytest.mark.parametrize(
-    "column, value, message",
-    [
-        ("img_Id", "x", "whole number in column 'img_Id'"),
-        ("ann_Ids", "", "whole number in column 'ann_Ids'"),
-        ("cateName", "dgo", "class of VPO in column 'cateName'.*Did you mean 'dog'"),
-        ("cateName", "person", "fold_person"),
-        ("cateId", "77", "in column 'cateId'"),
-        ("split", "valid", "train or test"),
-        ("vgg_file", "../../x", "plain name"),
-        ("audio_pos", "1.2", "0 to 1"),
-        ("audio_pos", "nan", "0 to 1"),
-    ],
-    ids=str,
-)
-def test_bad_lines_of_the_table(column, value, message, copy):
-    replace(copy, "ss", 0, column, value)
-    with pytest.raises(InputError, match=f"line 2: .*{message}"):
-        vpo(copy)
-
-
-def test_bad_tables(copy):
-    lines = table(copy, "ss")
-    path = copy / ROWS["ss"]
-    for text, message in (
-        ("", "an empty file"),
-        ("a,b\n1,2\n", "columns img_Id"),
-        (lines[0] + "\n", "0 pictures of others"),
-        ("\n".join([*lines, lines[1]]), "every mask once"),
-        ("\n".join([*lines, "1,2"]), "7 values"),
-    ):
-        path.write_text(text)
-        with pytest.raises(InputError, match=message):
-            vpo(copy)
-    path.unlink()
-    with pytest.raises(InputError, match=r"vpo_ss_data_stereo\.csv in it"):
-        vpo(copy)
-    with pytest.raises(InputError, match=r"data\.sounds"):
-        vpo(root_without_sounds(copy), "vpo_ms")
-    (copy / ROWS["msmi"]).write_text((copy / ROWS["msmi"]).read_text().replace(",multi_instance", ",other"))
-    with pytest.raises(InputError, match="multi_instance"):
-        vpo(copy, "vpo_msmi", sounds=str(copy))
-
-
-def root_without_sounds(root):
-    shutil.rmtree(root / "vggsound_bench")
-    return root
-
-
-@pytest.mark.parametrize(
-    "options, where",
-    [
-        ({"setting": "vpo_sss"}, "data.setting"),
-        ({"split": "valid"}, "data.split"),
-        ({"fit": "stretch"}, "data.fit"),
-        ({"pad": -1}, "data.pad"),
-        ({"pad": (8,)}, "data.pad"),
-        ({"pad": 8, "fit": "squash"}, "data.pad"),
-        ({"image_size": 0}, "data.image_size"),
-        ({"seconds": 0}, "data.seconds"),
-        ({"crop": "random"}, "data.crop"),
-        ({"front_end": "wave"}, "data.front_end"),
-        ({"sounds": "/nowhere"}, "data.sounds"),
-        ({"root": ""}, "data.root"),
-        ({"colour": 1}, "data.colour"),
-    ],
-    ids=str,
-)
-def test_bad_options(options, where, root):
-    with pytest.raises(InputError) as error:
-        avs_jax.create_source("vpo", **({"root": str(root), "setting": "vpo_ss"} | options))
-    assert error.value.where == where
-
-
 def test_all_problems_of_a_clip_are_told(copy):
     source = vpo(copy, "vpo_ms")
     name = source.ids[0]
@@ -489,46 +408,6 @@ def test_single_plus_with_vggish_and_crops(single):
     batches = train_batches(plus(single), seed=0, batch_size=4, augment=options)
     assert next(batches)["frames"].shape == (4, 1, 32, 32, 3)
     batches.close()
-
-
-BAD_PLUS = [
-    ("0,train-clip_0,", "0,train-clip_9/x,", "plain name"),
-    ('"cat_meowing,background",train', '"cat_meowing",valid', "train, val or test"),
-    ("dog_barking", "dog_barkin", "Did you mean 'dog_barking'"),
-    ("dog_barking,background", "dog_barking,cat_meowing", "one class"),
-    ("dog_barking,background", "background", "one class"),
-    ("train-clip_1", "train-clip_0", "every frame once"),
-    ("category", "class", "columns name, category"),
-]
-
-
-@pytest.mark.parametrize("old, new, message", BAD_PLUS, ids=[bad[1] for bad in BAD_PLUS])
-def test_bad_tables_of_single_plus(old, new, message, single, tmp_path):
-    root = shutil.copytree(single, tmp_path / "s")
-    text = (root / "single_plus.csv").read_text()
-    (root / "single_plus.csv").write_text(text.replace(old, new, 1))
-    with pytest.raises(InputError, match=message):
-        plus(root)
-
-
-def test_bad_trees_of_single_plus(single, tmp_path):
-    root = shutil.copytree(single, tmp_path / "s")
-    with pytest.raises(InputError, match=r"data\.sounds"):
-        plus(root, "avs_m")
-    values = np.asarray(Image.open(root / "labels/train-clip_0.png")).copy()
-    values[0, 0] = 24
-    Image.fromarray(values).save(root / "labels/train-clip_0.png")
-    with pytest.raises(InputError, match="value 24"):
-        plus(root)[0]
-    (root / "audios/train-clip_0.wav").unlink()
-    assert len(plus(root).problems(0)) == 2
-    (root / "more.csv").write_text("x")
-    with pytest.raises(InputError, match=r"one \.csv.*more.csv, single_plus.csv"):
-        plus(root)
-    assert len(plus(root, table="single_plus.csv")) == 4
-    shutil.rmtree(root / "frames")
-    with pytest.raises(InputError, match="frames/ in it"):
-        plus(root)
 
 
 # ------------------------------------------------------------------------------------------------ real photographs

@@ -1,23 +1,19 @@
-"""One row for each way a data set or weights file can be wrong: break a valid one, expect one telling error."""
+"""Ways in which AVSBench's S4 and MS3 trees, their tables, pictures, sounds and options can be bad."""
 
 import os
 import pickle
-import shutil
 from pathlib import Path
 
 import numpy as np
-import pytest
 import soundfile
 from avsbench_tree import save, write_tree
+from bad_input import Row, as_problems, at, cut, delete, folder, put, text
 from PIL import Image
-from safetensors.numpy import save_file
-from torch_writer import T, legacy_bytes, pickle_bytes, zip_bytes
+from torch_writer import T, pickle_bytes
 
 from avs_jax import config as configs
 from avs_jax.data.sources import create_source
 from avs_jax.data.sources.avsbench import AVSBenchSource
-from avs_jax.errors import InputError
-from avs_jax.weights.files import read_state_dict
 
 SIZE = 32
 S4, MS3 = "Single-source", "Multi-sources"
@@ -33,36 +29,11 @@ MS3_MASKS = f"{MS3}/ms3_data/gt_masks/val/{MS3_ID}"
 MS3_PICKLE = f"{MS3}/ms3_data/audio_log_mel/val/{MS3_ID}.pkl"
 
 
-@pytest.fixture(scope="module")
-def trees(tmp_path_factory):
-    root = tmp_path_factory.mktemp("valid")
+def write(root: Path) -> None:
+    """The world of these rows: both settings."""
     clips = {"train": 1, "val": 2, "test": 1}
     write_tree(root, "s4", SIZE, "wav", clips)
-    return write_tree(root, "ms3", SIZE, "log_mel", clips)
-
-
-# --- ways to break a file: each returns a function of its path ---
-
-
-def delete(path: Path):
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def cut(share: float):
-    return lambda path: path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-
-
-def put(data: bytes):
-    return lambda path: path.write_bytes(data)
-
-
-def text(old: str, new: str):
-    def change(path):
-        before = path.read_text()
-        assert old in before
-        path.write_text(before.replace(old, new))
-
-    return change
+    write_tree(root, "ms3", SIZE, "log_mel", clips)
 
 
 def pixels(shape: tuple, dtype=np.uint8):
@@ -78,16 +49,11 @@ def tensor(values: np.ndarray):
 
 
 def rename(old: str, new: str):
-    return lambda folder: (folder / old).rename(folder / new)
+    return lambda path: (path / old).rename(path / new)
 
 
-def to_folder(path: Path):
-    path.unlink()
-    path.mkdir()
-
-
-def flip_colours(path: Path):
-    Image.open(path).convert("RGB").save(path, "JPEG")
+def convert(mode: str, kind: str = "PNG"):
+    return lambda path: Image.open(path).convert(mode).save(path, kind)
 
 
 class Evil:
@@ -95,14 +61,15 @@ class Evil:
         return os.system, ("touch executed",)
 
 
+TOO_MANY = f"/{S4_ID}_6.png"  # told of its folder
 LOG_MEL = np.zeros((5, 1, 96, 64), np.float32)
 HOLED = LOG_MEL.copy()
 HOLED[2, 0, 7, 7] = np.nan
 NAN_WAVE = np.zeros(16000, np.float32)
 NAN_WAVE[5] = np.nan
 
-# name: (setting, file to break, how, words of the error). The file itself must be named too.
-CONSTRUCTION = {
+# name: (setting, file to break, how, words of the error)
+TABLES = {
     "table missing": ("s4", S4_TABLE, delete, "Single-source/s4_meta_data.csv or s4_meta_data.csv in it"),
     "table empty": ("s4", S4_TABLE, put(b""), "columns name, start, category, split; an empty file"),
     "table is a header": ("ms3", MS3_TABLE, put(b"video_id,split\n"), "clips of split 'val'; no clips at all"),
@@ -128,7 +95,7 @@ CONSTRUCTION = {
     "table is a spreadsheet": ("ms3", MS3_TABLE, put(b"PK\x03\x04\x14\x00\x06\x00"), "columns video_id, split; PK"),
     "folder missing": ("ms3", MS3, delete, "Multi-sources/ms3_meta_data.csv; Single-source/"),
 }
-ACCESS = {
+CLIPS = {
     "S4 frames missing": ("s4", S4_FRAMES, delete, "a folder of 5 images; no such folder"),
     "S4 frame missing": ("s4", S4_FRAMES, rename(f"{S4_ID}_3.png", "x.jpg"), "5 images; 4 of them; _3.png missing"),
     "S4 frame too many": ("s4", f"{S4_FRAMES}/{S4_ID}_6.png", pixels((32, 32, 3)), "5 images; 6: ; _6.png too many"),
@@ -144,9 +111,9 @@ ACCESS = {
     "mask cut short": ("ms3", f"{MS3_MASKS}/{MS3_ID}_1.png", cut(0.7), "a whole image; do not decode"),
     "frame empty": ("ms3", f"{MS3_FRAMES}/{MS3_ID}.mp4_2.png", put(b""), "a PNG or JPEG image; an empty file"),
     "frame is text": ("ms3", f"{MS3_FRAMES}/{MS3_ID}.mp4_2.png", put(b"hello"), "a PNG or JPEG image; 5 bytes"),
-    "frame is a folder": ("ms3", f"{MS3_FRAMES}/{MS3_ID}.mp4_2.png", to_folder, "a PNG or JPEG image; a folder"),
+    "frame is a folder": ("ms3", f"{MS3_FRAMES}/{MS3_ID}.mp4_2.png", folder, "a PNG or JPEG image; a folder"),
     "frame of 16 bits": ("s4", f"{S4_FRAMES}/{S4_ID}_2.png", pixels((32, 32), np.uint16), "of mode; found mode"),
-    "mask is a JPEG": ("ms3", f"{MS3_MASKS}/{MS3_ID}_4.png", flip_colours, "a PNG image; a JPEG"),
+    "mask is a JPEG": ("ms3", f"{MS3_MASKS}/{MS3_ID}_4.png", convert("RGB", "JPEG"), "a PNG image; a JPEG"),
     "wav missing": ("s4", S4_WAV, delete, "a log-mel pickle, or the sound in; neither"),
     "wav of zero length": ("s4", S4_WAV, wave(np.zeros((0, 2), np.float32)), "at least one sample; zero samples"),
     "wav with NaN": ("s4", S4_WAV, wave(NAN_WAVE), "finite samples; 1 NaN"),
@@ -164,81 +131,6 @@ ACCESS = {
     "pickle of integers": ("ms3", MS3_PICKLE, tensor(LOG_MEL.astype(np.int32)), "a float tensor; int32"),
     "pickle with NaN": ("ms3", MS3_PICKLE, tensor(HOLED), "finite numbers; 1 NaN or infinite values"),
 }  # fmt: skip
-
-
-def broken(trees: Path, tmp_path: Path, name: str, how) -> Path:
-    root = tmp_path / "avsbench_data"
-    shutil.copytree(trees, root)
-    how(root / name)
-    return root
-
-
-def assert_tells(error: InputError, where: str, words: str):
-    assert where in str(error), f"{error} does not name {where}"
-    for word in words.split("; "):
-        assert word in str(error), f"'{word}' is not in: {error}"
-    assert error.expected and error.found and "\n" not in str(error)
-
-
-@pytest.mark.parametrize("name", CONSTRUCTION)
-def test_bad_tables(trees, tmp_path, name):
-    setting, file, how, words = CONSTRUCTION[name]
-    root = broken(trees, tmp_path, file, how)
-    with pytest.raises(InputError) as caught:
-        AVSBenchSource(root, setting, "val", SIZE)
-    assert_tells(caught.value, str(root) if how is delete else str(root / file), words)
-
-
-@pytest.mark.parametrize("name", ACCESS)
-def test_bad_clips(trees, tmp_path, monkeypatch, name):
-    monkeypatch.chdir(tmp_path)
-    setting, file, how, words = ACCESS[name]
-    root = broken(trees, tmp_path, file, how)
-    split = "train" if "/train/" in file else "val"
-    source = AVSBenchSource(root, setting, split, SIZE)
-    bad = len(source) - 1
-    with pytest.raises(InputError) as caught:
-        source[bad]
-    assert_tells(caught.value, str(root / file).removesuffix(f"/{S4_ID}_6.png"), words)
-    problems = source.problems(bad)  # the check finds the same, and nothing else
-    assert [str(problem) for problem in problems] == [str(caught.value)]
-    if split == "val":
-        assert source.problems(0) == [] and source[0]["id"] == source.ids[0]
-    assert not (tmp_path / "executed").exists()
-
-
-ONE = {"a": T(np.arange(64, dtype=np.float32))}
-WEIGHTS = {
-    "pth missing": ("x.pth", None, "a file of tensors; no such file"),
-    "pth empty": ("x.pth", b"", "a file of tensors; an empty file"),
-    "pth cut short": ("x.pth", zip_bytes(ONE)[:-99], "an undamaged torch archive"),
-    "legacy pth cut short": ("x.pth", legacy_bytes(ONE)[:-1], "256 bytes for a storage of 64 float32; 255 bytes"),
-    "pth executes": ("x.pth.tar", zip_bytes({"a": Evil()}), "posix.system; Nothing in it was executed"),
-    "pth without tensors": ("x.pth", zip_bytes({"epoch": 1}), "a state dict; a dict of epoch"),
-    "pth is a web page": ("x.pth", b"<html>404</html>", "a torch file; a web page"),
-    "pth is a Git LFS pointer": ("x.pth", b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
-    "safetensors missing": ("x.safetensors", None, "a file of tensors; no such file"),
-    "safetensors empty": ("x.safetensors", b"", "an undamaged safetensors file"),
-    "safetensors cut short": ("x.safetensors", "cut", "an undamaged safetensors file; incomplete metadata"),
-    "safetensors claims too much": ("x.safetensors", (1 << 60).to_bytes(8, "little") + b"{}", "undamaged safetensors"),
-    "safetensors is text": ("x.safetensors", b"hello world, this is text", "an undamaged safetensors file"),
-}
-
-
-@pytest.mark.parametrize("name", WEIGHTS)
-def test_bad_weights(tmp_path, name):
-    file, data, words = WEIGHTS[name]
-    path = tmp_path / file
-    if data == "cut":
-        save_file({"a": np.ones(9, np.float32)}, path)
-        data = path.read_bytes()[:-2]
-    if data is not None:
-        path.write_bytes(data)
-    with pytest.raises(InputError) as caught:
-        read_state_dict(path)
-    assert_tells(caught.value, str(path), words)
-
-
 OPTIONS = {
     "unknown source": ({"source": "avsbensh"}, "data.source", "'avsbensh'; Did you mean 'avsbench'?"),
     "unknown option": ({"rot": "/x"}, "data.rot", "Did you mean 'root'?"),
@@ -256,12 +148,42 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", OPTIONS)
-def test_bad_options(trees, name):
-    changed, where, words = OPTIONS[name]
-    config = configs.defaults()
-    config.data.update({"source": "avsbench", "root": str(trees), "image_size": SIZE})
-    options = {**configs.split_options(config, "eval"), **changed}
-    with pytest.raises(InputError) as caught:
+def construct(setting: str):
+    return lambda here: AVSBenchSource(here, setting, "val", SIZE)
+
+
+def read(setting: str, file: str):
+    """The last clip of the split, which is the broken one; the one before it is whole."""
+
+    def attempt(here: Path):
+        split = "train" if "/train/" in file else "val"
+        source = AVSBenchSource(here, setting, split, SIZE)
+        if split == "val":
+            assert source.problems(0) == [] and source[0]["id"] == source.ids[0]
+        as_problems(source, len(source) - 1)
+
+    return attempt
+
+
+def create(changed: dict):
+    def attempt(here: Path):
+        config = configs.defaults()
+        config.data.update({"source": "avsbench", "root": str(here), "image_size": SIZE})
+        options = {**configs.split_options(config, "eval"), **changed}
         create_source(options.pop("source", "avsbench"), **options)
-    assert_tells(caught.value, where, words)
+
+    return attempt
+
+
+def rows():
+    for name, (setting, file, how, words) in TABLES.items():
+        where = "" if how is delete else file
+        yield Row(f"S4 and MS3: {name}", f"{where}; {words}", construct(setting), at(file, how), "avsbench")
+    for name, (setting, file, how, words) in CLIPS.items():
+        told = f"{file.removesuffix(TOO_MANY)}; {words}"
+        yield Row(f"S4 and MS3: {name}", told, read(setting, file), at(file, how), "avsbench")
+    for name, (changed, where, words) in OPTIONS.items():
+        yield Row(f"AVSBench's options: {name}", f"{where}; {words}", create(changed), world="avsbench")
+
+
+ROWS = list(rows())
