@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
 
 def make_plans(
-    output: Path, name: str, splits: Sequence[dict], codec: str, shard_mb: int, skip_bad: bool
+    output: Path, name: str, splits: Sequence[dict], codec: str = "raw", shard_mb: int = 256, skip_bad: bool = False
 ) -> list[Plan]:
     """A plan for each set of options; options that give the same clips share one.
 
