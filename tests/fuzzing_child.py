@@ -1,12 +1,16 @@
-"""The process that reads damaged files: `python fuzzing_child.py SEEDS KIND SEED FIRST COUNT OUT`.
+"""The process that reads damaged files, with little memory and under watch.
 
-It prints one line of JSON for every failure, one when it is done, and keeps the file under test at OUT/case.*, so that a
-crash leaves it there.
+    python fuzzing_child.py mutants SEEDS OUT KIND SEED FIRST COUNT   reads mutants of the files SEEDS/KIND/*
+    python fuzzing_child.py rows ROWS OUT                             reads the files that ROWS/rows.json lists
+
+It prints lines of JSON, and writes which case it is at to OUT/case, so that a crash leaves it there.
 """
 
 import contextlib
 import faulthandler
+import importlib
 import json
+import os
 import random
 import resource
 import sys
@@ -17,7 +21,6 @@ from pathlib import Path
 import fuzzing
 import fuzzing_media
 import numpy as np
-import soxr
 
 from avs_jax import config, torch_files
 from avs_jax.data import audio, images, media
@@ -29,6 +32,10 @@ from avs_jax.errors import InputError
 from avs_jax.prediction.inputs import read_image
 from avs_jax.weights import files
 
+# What is loaded on first use, so that no import is left that a file could have asked for.
+LOADED = ("soxr", "safetensors.numpy", "ml_dtypes", "pycocotools.mask", "soundfile", "av.subtitles.stream", "difflib",
+          "encodings.cp437", "encodings.idna", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.BmpImagePlugin",
+          "PIL.GifImagePlugin", "PIL.PpmImagePlugin", "PIL.MpoImagePlugin")  # fmt: skip
 MEMORY = 1 << 30  # bytes of address space beyond what the process has when it begins
 SECONDS = 60  # for one file; every one takes milliseconds
 FRAMES, BLOCKS = 200, 2000  # of a video and its sound that are looked at
@@ -149,6 +156,12 @@ KINDS = {  # kind of seeds -> mutator, reader
     "coco": (fuzzing.jsoned, read_coco),
     "run": (fuzzing.jsoned, config.load),
 }
+READERS = {kind: read for kind, (_, read) in KINDS.items()} | {  # and of hostile files
+    "fitted": lambda path: images.read_fitted(path, (64, 64), "crop"),
+    "probe": media.probe,
+    "sound of a film": lambda path: list(islice(media.read_audio_stream(path), BLOCKS)),
+    "instances": lambda path: vpo_coco.read_pictures(path, vpo_coco.Rules(), {}, Rejections()),
+}
 
 
 # --- what must not happen ---
@@ -182,21 +195,21 @@ class Watch:
             self.on = False
 
 
-def outcome(read, path: Path, watch: Watch) -> str:
-    """"" for a valid record, "refused" for our error, otherwise what went wrong."""
-    result = ""
+def outcome(read, path: Path, watch: Watch) -> tuple[str, str]:
+    """("read" or "refused", our error's text), or another word and what went wrong."""
+    verdict, text = "read", ""
     try:
         with watch():
             read(path)
     except InputError as error:
-        text = str(error)
-        short = any(word in text for word in ("annot allocate", "memory", "MemoryError"))
-        result = f"memory: {text}" if short else "refused"
-        if len(text) > 4000:
-            result = f"an error of {len(text)} characters: {text[:200]}"
+        verdict, text = "refused", str(error)
+        if any(word in text for word in ("annot allocate", "MemoryError", "ut of memory")):
+            verdict = "out of memory"
+        elif len(text) > 4000:
+            verdict = "endless message"
     except BaseException as error:
-        result = f"{type(error).__name__}: {error!s:.300}"
-    return f"events: {watch.seen[:5]}" if watch.seen else result
+        verdict, text = "another error", f"{type(error).__name__}: {error!s:.300}"
+    return ("events", f"{watch.seen[:5]}") if watch.seen else (verdict, text)
 
 
 def mutant(kind: str, seeds: list[tuple[str, bytes]], seed: int, case: int) -> tuple[str, bytes]:
@@ -206,42 +219,91 @@ def mutant(kind: str, seeds: list[tuple[str, bytes]], seed: int, case: int) -> t
     return name, KINDS[kind][0](rng, data, [other for _, other in seeds])
 
 
-def main(folder: str, kind: str, seed: int, first: int, count: int, out: Path) -> None:
-    warnings.simplefilter("ignore")
-    seeds = [(path.name, path.read_bytes()) for path in sorted((Path(folder) / kind).iterdir())]
-    read, watch = KINDS[kind][1], Watch()
-    for name, data in seeds:  # also loads whatever is loaded on first use
-        (out / name).write_bytes(data)
-        verdict = outcome(read, out / name, watch)
-        if verdict not in ("", "refused") and not verdict.startswith("events"):
-            say(case=-1, what=f"seed {name}: {verdict}")
-        say(seed=name, verdict=verdict[:9])
+def limit_memory() -> None:
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-    counts = {"": 0, "refused": 0}
-    for case in range(first, first + count):
-        name, data = mutant(kind, seeds, seed, case)
-        path = out / name
-        path.write_bytes(data)
-        (out / "case").write_text(f"{case} {name}")
-        faulthandler.dump_traceback_later(SECONDS, exit=True)
-        verdict = outcome(read, path, watch)
+
+
+@contextlib.contextmanager
+def in_time():
+    """The process ends, telling where it was, if this takes `SECONDS`."""
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
+    try:
+        yield
+    finally:
         faulthandler.cancel_dump_traceback_later()
-        counts[verdict] = counts.get(verdict, 0) + 1
-        if verdict not in ("", "refused"):
-            kept = out / f"failed-{kind}-{seed}-{case}-{name}"
-            kept.write_bytes(data)
-            say(case=case, what=verdict, file=str(kept))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
-    say(done=count, read=counts[""], refused=counts["refused"], peak_mib=peak)
 
 
 def say(**values) -> None:
     print(json.dumps(values), flush=True)
 
 
-assert soxr  # loaded before memory is limited
+def read_mutants(root: Path, out: Path, kind: str, seed: int, first: int, count: int, watch: Watch) -> None:
+    seeds = [(path.name, path.read_bytes()) for path in sorted((root / kind).iterdir())]
+    read = KINDS[kind][1]
+    for name, data in seeds:
+        (out / name).write_bytes(data)
+        verdict, text = outcome(read, out / name, watch)
+        if verdict != "read":
+            say(case=-1, what=f"the undamaged {name}: {verdict} {text}")
+    limit_memory()
+    counts: dict[str, int] = {}
+    for case in range(first, first + count):
+        name, data = mutant(kind, seeds, seed, case)
+        path = out / name
+        path.write_bytes(data)
+        (out / "case").write_text(f"{case} {name}")
+        with in_time():
+            verdict, text = outcome(read, path, watch)
+        counts[verdict] = counts.get(verdict, 0) + 1
+        if verdict not in ("read", "refused"):
+            kept = out / f"failed-{kind}-{seed}-{case}-{name}"
+            kept.write_bytes(data)
+            say(case=case, what=f"{verdict}: {text}", file=str(kept))
+    strays = [path.name for path in out.iterdir() if path.name not in ("case", *dict(seeds))]
+    if any(not name.startswith("failed-") for name in strays):
+        say(case=-1, what=f"files that were written: {strays}")
+    say(done=count, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, **counts)
+
+
+def read_rows(root: Path, out: Path, watch: Watch) -> None:
+    rows = json.loads((root / "rows.json").read_text())
+    limit_memory()
+    for name, kind, file in rows:
+        (out / "case").write_text(f"{name} {file}")
+        with in_time():
+            verdict, text = outcome(FAULTY.get(kind) or READERS[kind], root / file, watch)
+        say(row=name, verdict=verdict, text=text)
+
+
+def _import(path):
+    import colorsys
+
+
+FAULTY = {  # readers as they must not be: what shows that the harness would tell
+    "starts a process": lambda path: os.system("true"),
+    "writes": lambda path: Path(f"{path}.new").write_text(""),
+    "imports": _import,
+    "takes memory": lambda path: bytearray(2 * MEMORY),
+    "raises": lambda path: {}["x"],
+    "crashes": lambda path: os.abort(),
+}
+
+
+def main(what: str, root: str, out: str, *rest: str) -> None:
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    warnings.simplefilter("ignore")
+    for name in LOADED:
+        importlib.import_module(name)
+    watch = Watch()
+    if what == "mutants":
+        for kind in rest[0].split(","):
+            folder = Path(out) / kind
+            folder.mkdir(exist_ok=True)
+            read_mutants(Path(root), folder, kind, *map(int, rest[1:4]), watch)
+    else:
+        read_rows(Path(root), Path(out), watch)
+
 
 if __name__ == "__main__":
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    main(sys.argv[1], sys.argv[2], *map(int, sys.argv[3:6]), Path(sys.argv[6]))
+    main(*sys.argv[1:])
