@@ -35,8 +35,9 @@ def _of(method):
     elif method == "transavs":
         c.method.update(backbone="resnet10", width=4, num_queries=8, dim=16, heads=4, ffn=8, decoder_layers=2,
                         dropout=0.1, audio_width=2, audio_hidden=8, pixel_options={"groups": 4})  # fmt: skip
-    else:  # a PVT, for its stochastic depth
-        c.method.update(backbone="pvt_v2_b0", width=8, channels=8, head_channels=(8, 4), audio_width=2, audio_hidden=8)
+    else:
+        c.method.update(backbone="resnet10", width=4, channels=8, head_channels=(8, 4), neck_dilations=(1, 2),
+                        audio_width=2, audio_hidden=8)  # fmt: skip
     return c
 
 
