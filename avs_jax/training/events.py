@@ -5,10 +5,10 @@ ever. Here they are written at once.
 """
 
 import os
-import sys
 import time
 from collections.abc import Mapping
 
+from avs_jax.training.progress import say
 from avs_jax.training.workdir import reason
 
 
@@ -40,7 +40,7 @@ class Events:
             write(*args)
         except Exception as error:  # whatever file system or cloud library is behind it
             self._writer = None
-            print(f"TensorBoard's events are not written to {self._folder} any more: {reason(error)}", file=sys.stderr)
+            say(f"TensorBoard's events are not written to {self._folder} any more: {reason(error)}", error=True)
 
     def _open(self, purge_step):
         from tensorboardX.event_file_writer import EventsWriter

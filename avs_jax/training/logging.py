@@ -15,6 +15,7 @@ from avs_jax.paths import is_remote, to_path
 from avs_jax.training.bucket import LogFolder
 from avs_jax.training.clock import START_UP, Clock, describe
 from avs_jax.training.events import Events
+from avs_jax.training.progress import say
 from avs_jax.training.workdir import reason, writable
 
 
@@ -68,7 +69,7 @@ class Log:
         parts = self._clock.seconds()
         seconds = sum(parts[name] for name in START_UP)
         self._line(self._files[1], {"step": step, "first_step_s": seconds})
-        print(f"first step after {_duration(seconds)} of loading and compiling", flush=True)
+        say(f"first step after {_duration(seconds)} of loading and compiling")
         self.restart_clock(step)
 
     def train(self, step: int, metrics: dict[str, float]) -> None:
@@ -84,10 +85,9 @@ class Log:
         }
         self.restart_clock(step)
         self._write(step, metrics, timing)
-        print(
+        say(
             f"step {step}/{self.total}  loss {metrics['loss']:.4f}  {timing['clips_per_s']:.1f} clips/s  "
-            f"eta {_duration(timing['eta_s'])}  input wait {timing['input_wait']:.0%}",
-            flush=True,
+            f"eta {_duration(timing['eta_s'])}  input wait {timing['input_wait']:.0%}"
         )
 
     def evaluation(self, step: int, figures: dict[str, float], seconds: float) -> None:
@@ -102,7 +102,7 @@ class Log:
         )
         shown = {k: figures[k] for k in head if k in figures} or dict(list(figures.items())[:3])
         text = "  ".join(f"{k} {v:.4f}" for k, v in shown.items())
-        print(f"eval at step {step}:  {text}  ({_duration(seconds)})", flush=True)
+        say(f"eval at step {step}:  {text}  ({_duration(seconds)})")
 
     def breakdown(self, step: int) -> None:
         """Where the time of the run up to `step`, its end, went."""
@@ -110,7 +110,7 @@ class Log:
             return
         seconds = self._clock.seconds()
         self._line(self._files[1], {"step": step, "seconds": seconds})
-        print(describe(seconds), flush=True)
+        say(describe(seconds))
 
     def _write(self, step, metrics, timing):
         for file, values in zip(self._files, (metrics, timing), strict=True):

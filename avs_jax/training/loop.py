@@ -1,7 +1,6 @@
 """The training loop: steps, metrics one step late, evaluations, checkpoints, and a clean way out."""
 
 import math
-import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
@@ -13,6 +12,7 @@ from avs_jax.training.checkpoint import Checkpoints
 from avs_jax.training.clock import Clock
 from avs_jax.training.interrupt import Interrupt, Stopped
 from avs_jax.training.logging import Log
+from avs_jax.training.progress import say
 from avs_jax.training.state import TrainState
 
 
@@ -111,9 +111,9 @@ class Loop:
         try:
             self._pause(step, state, evaluate=False)
             self._checkpoints.wait()
-            print(f"the state of step {step} was saved before this error:", file=sys.stderr, flush=True)
+            say(f"the state of step {step} was saved before this error:", error=True)
         except Exception as error:
-            print(f"the state of step {step} could not be saved: {error}", file=sys.stderr, flush=True)
+            say(f"the state of step {step} could not be saved: {error}", error=True)
 
     def _next(self, batches):
         """The next batch, or None where the data processes died of the signal that asks this one to stop."""
