@@ -31,8 +31,8 @@ OTHERS = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABOR
           "Connection ", "arrier", "eartbeat")  # fmt: skip
 HOW = (
     "Give --coordinator=<host:port of process 0> --process_count=<N> --process_id=<0..N-1>, or the variables "
-    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start under SLURM, Open MPI or Kubernetes, or on "
-    "a TPU pod."
+    "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or start under SLURM, Open MPI or Kubernetes, or "
+    "on a TPU pod."
 )
 
 
