@@ -143,10 +143,17 @@ class StagedCheckpoints(Checkpoints):
         """In the background: waits for Orbax, copies the checkpoint, and removes what Orbax has removed."""
         self._manager.wait_until_finished()
         folder = self.folder / str(step)
-        names = [str(file.relative_to(folder)) for file in _files(folder)]
-        paths.upload(folder, self._remote / str(step), [name for name in names if name != META])
-        paths.upload(folder, self._remote / str(step), [META])
+        try:
+            self._copy_files(folder, self._remote / str(step))
+        except BaseException:
+            paths.remove_tree(folder)  # not to be taken for a checkpoint of the run
+            raise
         self._prune()
+
+    def _copy_files(self, folder, target):
+        names = [str(file.relative_to(folder)) for file in _files(folder)]
+        paths.upload(folder, target, [name for name in names if name != META])
+        paths.upload(folder, target, [META])
 
     def _prune(self):
         local = {entry.name for entry in self.folder.iterdir()}
