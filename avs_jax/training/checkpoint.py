@@ -24,6 +24,7 @@ from avs_jax.training.checkpoint_files import (
     DamagedError,
     damage,
     describe,
+    quiet_orbax,
     read_meta,
     score,
     sealed,
@@ -67,6 +68,7 @@ class Checkpoints:
 
     def __init__(self, workdir, *, keep: int, best: str):
         self.folder = to_path(workdir).resolve() / FOLDER  # Orbax refuses relative paths
+        quiet_orbax()
         self._policy, self._saving = _NewestAndBest(keep, best), None
         options = ocp.CheckpointManagerOptions(preservation_policy=self._policy, cleanup_tmp_directories=True)
         self._manager = _Manager(str(self.folder), options=options)
@@ -285,6 +287,7 @@ def load_checkpoint(workdir, which: str = "best"):
 
 
 def _read_variables(path: Path, meta) -> dict:
+    quiet_orbax()
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with damage(path), local_copy(path / "variables") as folder, ocp.StandardCheckpointer() as reader:
         tree = reader.metadata(folder).item_metadata.tree

@@ -7,6 +7,7 @@ data have one of their own.
 import contextlib
 import json
 import math
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,6 +24,33 @@ NO_DAMAGE = ("RESOURCE_EXHAUSTED", "UNAVAILABLE", "DEADLINE_EXCEEDED", "PERMISSI
 
 class DamagedError(Exception):
     """What is on disk is not what was written."""
+
+
+def quiet_orbax() -> None:
+    """Keeps what Orbax logs of its errors from standard error, as commands want it: it raises them as well, and its
+    threads log one failed save in 300 lines."""
+    from absl import logging
+
+    logging.get_absl_logger().addFilter(_not_told_twice)  # a second time changes nothing
+    if not isinstance(sys.unraisablehook, _NoClosedLoop):
+        sys.unraisablehook = _NoClosedLoop(sys.unraisablehook)
+
+
+def _not_told_twice(record) -> bool:
+    from absl import logging
+
+    return "orbax" not in record.pathname or logging.get_verbosity() > logging.ERROR
+
+
+class _NoClosedLoop:
+    """tensorstore's threads report to asyncio loops that Orbax has closed after an error."""
+
+    def __init__(self, hook):
+        self.hook = hook
+
+    def __call__(self, raised):
+        if not (isinstance(raised.exc_value, RuntimeError) and str(raised.exc_value) == "Event loop is closed"):
+            self.hook(raised)
 
 
 def sealed(meta: Mapping) -> dict:
