@@ -18,6 +18,7 @@ import numpy as np
 
 from avs_jax.data.clip import validate
 from avs_jax.errors import InputError
+from avs_jax.outputs import check_file
 from avs_jax.paths import to_path
 
 SPLITS = ("train", "eval", "test")
@@ -186,6 +187,10 @@ def main() -> int:
         raise InputError(
             "--config", expected="to be given", found="nothing", hint="python -m avs_jax.check --config=..."
         )
+    if not values.split:
+        raise InputError("--split", expected=f"some of {', '.join(SPLITS)}", found="nothing")
+    if values.report:
+        check_file(values.report, "--report")
     results = check_splits(values.config, values.split, values.threads, progress=True)
     print(summary(results, values.show))
     if values.report:

@@ -99,9 +99,18 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, prog: str, **options):
         super().__init__(prog, allow_abbrev=False, **options)
+        self._given = ()
+
+    def parse_known_args(self, args=None, namespace=None):
+        self._given = sys.argv[1:] if args is None else list(args)
+        return super().parse_known_args(args, namespace)
 
     def error(self, message):
-        raise InputError("command line", expected="arguments as --help lists them", found=message)
+        valid = [option for action in self._actions for option in action.option_strings]
+        names = (given.partition("=")[0] for given in self._given if given.startswith("--"))
+        unknown = next((n for n in names if n not in valid and not n.startswith("--data.")), None)
+        hint = "" if unknown is None else f"There is no {unknown}. {nearest(unknown, valid)}"  # perhaps what is missing
+        raise InputError("command line", expected="arguments as --help lists them", found=message, hint=hint)
 
 
 def add_option(parser: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from avs_jax import cli, distributed
 from avs_jax.errors import InputError
+from avs_jax.outputs import check_folder
 from avs_jax.paths import to_path
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}
@@ -47,7 +48,7 @@ def evaluate_run(
     Returns:
       The `avs_jax.metrics.Report`.
     Raises:
-      InputError: no such run or checkpoint, or a data set that is missing or does not fit.
+      InputError: no such run or checkpoint, a data set that is missing or does not fit, or nowhere to write to.
     """
     import jax
 
@@ -59,6 +60,10 @@ def evaluate_run(
     workdir = to_path(workdir)
     config = configs.load(workdir / "config.json")
     config.data[SPLITS[split]].update(data or {})
+    folder = to_path(output) if output else workdir / "evaluation"
+    check_folder(folder)
+    if pictures < 0:
+        raise InputError("pictures", expected="at least 0", found=str(pictures))
     source = build_source(config, SPLITS[split])
     method, variables = load_checkpoint(workdir, which=checkpoint)
     mesh = jax.sharding.Mesh(jax.devices(), ("data",)) if jax.device_count() > 1 else None
@@ -67,7 +72,6 @@ def evaluate_run(
     run = {"workdir": str(workdir), "checkpoint": checkpoint, "split": split, "data": source.fingerprint()}
     report = dataclasses.replace(report, settings=report.settings | run)
     if jax.process_index() == 0:
-        folder = to_path(output) if output else workdir / "evaluation"
         print(f"{workdir}, {checkpoint} checkpoint, split '{split}'\n\n{report.table()}\n")
         written = [*report.save(folder, split), *_draw(folder, split, report, method, variables, source, pictures)]
         print("written: " + "\n         ".join(str(path) for path in written), flush=True)
@@ -129,14 +133,13 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0, or 2 on bad input, which is told in one line."""
-    try:
-        args, data = parse(argv)
-        with distributed.joined(distributed.requested(args), preemption=False):
-            _run(args, data)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return cli.status_of(lambda: _command(argv))
+
+
+def _command(argv):
+    args, data = parse(argv)
+    with distributed.joined(distributed.requested(args), preemption=False):
+        _run(args, data)
 
 
 def _run(args, data):

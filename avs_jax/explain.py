@@ -24,6 +24,7 @@ import numpy as np
 from avs_jax import cli
 from avs_jax.errors import InputError, nearest
 from avs_jax.evaluate import SPLITS
+from avs_jax.outputs import check_file
 from avs_jax.paths import to_path
 
 MASKS, POINTS = ("predicted", "true"), ("frame", "clip")
@@ -154,6 +155,8 @@ def tsne(
     if clusters < 0 or not perplexity > 0:
         raise InputError("--clusters, --perplexity", expected="0 or more, and above 0",
                          found=f"{clusters}, {perplexity}")  # fmt: skip
+    if seed < 0:
+        raise InputError("--seed", expected="0 or more", found=str(seed))
     path = _output(output, workdirs[0], f"tsne_{split}")
     runs = [open_run(workdir, checkpoint, SPLITS[split], data) for workdir in workdirs]
     _same_clips(runs)
@@ -223,6 +226,7 @@ def _output(output, workdir, name) -> Path:
     path = to_path(output) if output else to_path(workdir) / "pictures" / f"{name}.png"
     if path.suffix.lower() != ".png":
         raise InputError("--output", expected="a file that ends in .png", found=repr(str(path)))
+    check_file(path)
     return path
 
 
@@ -291,31 +295,30 @@ def parse(argv: Sequence[str] | None = None) -> tuple[argparse.Namespace, dict]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0, or 2 on bad input, which is told in one line."""
-    try:
-        args, data = parse(argv)
-        from absl import logging
+    return cli.status_of(lambda: _command(argv))
 
-        logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
-        cli.enable_compile_cache()
-        names = ("checkpoint", "split", "clips", "output")
-        options = {"data": data, "ids": _listed(args.ids)} | {name: getattr(args, name) for name in names}
-        if args.command == "attention":
-            result = attention(args.workdir, stages=_listed(args.stage), **options)
-            for name, auc in result["auc"].items():
-                print(f"{name}: AUC of the truth by the attention {auc:.3f}, mean of {len(result['clips'])} clips")
-        else:
-            names = ("stage", "mask", "point", "audio", "clusters", "perplexity", "seed")
-            result = tsne(args.workdir, **options, **{name: getattr(args, name) for name in names})
-            for row in result["runs"]:
-                low, high = row["interval"]
-                print(f"{row['workdir']}: neighbours alike {row['alike']:.3f} [{low:.3f}, {high:.3f}], by chance "
-                      f"{row['chance']:.3f}; silhouette {row['silhouette']:.3f}; {row['points']} points, "
-                      f"{row['left_out']} without a mask left out")  # fmt: skip
-        print(f"written: {result['picture']}\n         {result['json']}")
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+
+def _command(argv):
+    args, data = parse(argv)
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)  # Orbax tells every step of a restore
+    cli.enable_compile_cache()
+    names = ("checkpoint", "split", "clips", "output")
+    options = {"data": data, "ids": _listed(args.ids)} | {name: getattr(args, name) for name in names}
+    if args.command == "attention":
+        result = attention(args.workdir, stages=_listed(args.stage), **options)
+        for name, auc in result["auc"].items():
+            print(f"{name}: AUC of the truth by the attention {auc:.3f}, mean of {len(result['clips'])} clips")
+    else:
+        names = ("stage", "mask", "point", "audio", "clusters", "perplexity", "seed")
+        result = tsne(args.workdir, **options, **{name: getattr(args, name) for name in names})
+        for row in result["runs"]:
+            low, high = row["interval"]
+            print(f"{row['workdir']}: neighbours alike {row['alike']:.3f} [{low:.3f}, {high:.3f}], by chance "
+                  f"{row['chance']:.3f}; silhouette {row['silhouette']:.3f}; {row['points']} points, "
+                  f"{row['left_out']} without a mask left out")  # fmt: skip
+    print(f"written: {result['picture']}\n         {result['json']}")
 
 
 def _listed(text: str) -> list[str]:

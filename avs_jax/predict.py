@@ -40,6 +40,7 @@ from avs_jax.prediction.scoring import score
 
 SPLITS = {"train": "train", "eval": "eval", "val": "eval", "test": "test"}  # as users say -> the config's section
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi")  # a missing file with such a name is no misspelt id
+MOST_SIDE = 8192  # pixels
 MOST_PIXELS = 2**21  # of a batch of more than one clip: what memory holds beside a network's features
 USAGE = "Usage: python -m avs_jax.predict --workdir=runs/x --input=clip.mp4 --output=out"
 
@@ -283,8 +284,9 @@ def _size_option(texts: Sequence[str]) -> dict:
     """
     if not texts:
         return {}
-    if len(texts) > 2 or not all(text.isdecimal() and int(text) > 0 for text in texts):
-        raise InputError("--image_size", expected="a side in pixels, or height,width", found=repr(",".join(texts)))
+    if len(texts) > 2 or not all(text.isdecimal() and 0 < int(text) <= MOST_SIDE for text in texts):
+        expected = f"a side in pixels, or height,width, up to {MOST_SIDE}"
+        raise InputError("--image_size", expected=expected, found=repr(",".join(texts)))
     return {"image_size": (int(texts[0]), int(texts[-1]))}
 
 

@@ -11,6 +11,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from avs_jax import cli
 from avs_jax.errors import InputError, nearest
 
 # What can be prepared -> (the module whose `main(argv)` does it, what it does).
@@ -33,17 +34,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(usage())
         return 0
     try:
-        if not argv or argv[0] not in COMMANDS:
-            raise InputError("command line", expected=f"what to prepare: {', '.join(COMMANDS)}",
-                             found=repr(argv[0]) if argv else "nothing",
-                             hint=nearest(argv[0], COMMANDS) if argv else "See --help.")  # fmt: skip
-        return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return cli.status_of(lambda: _command(argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+
+
+def _command(argv):
+    if not argv or argv[0] not in COMMANDS:
+        raise InputError("command line", expected=f"what to prepare: {', '.join(COMMANDS)}",
+                         found=repr(argv[0]) if argv else "nothing",
+                         hint=nearest(argv[0], COMMANDS) if argv else "See --help.")  # fmt: skip
+    return importlib.import_module(COMMANDS[argv[0]][0]).main(argv[1:])
 
 
 if __name__ == "__main__":

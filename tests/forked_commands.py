@@ -120,7 +120,8 @@ def _obey_permissions() -> None:
     data = (ctypes.c_uint32 * 6)()
     if libc.capget(header, data) == 0:
         for capability in (1, 2, 3):
-            data[0] &= ~(1 << capability)
+            data[0] &= ~(1 << capability)  # effective
+            data[1] &= ~(1 << capability)  # permitted
         libc.capset(header, data)
 
 

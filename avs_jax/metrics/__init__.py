@@ -85,7 +85,8 @@ def evaluate_rows(
 
     _check(method, source)
     for name, value, least in (("batch_size", batch_size, 1), ("clips_per_batch", clips_per_batch, 1),
-                               ("max_clips", max_clips, 0), ("bootstrap", bootstrap, 0)):  # fmt: skip
+                               ("max_clips", max_clips, 0), ("bootstrap", bootstrap, 0),
+                               ("workers", workers, 0), ("threads", threads, 0)):  # fmt: skip
         if value < least:
             raise InputError(name, expected=f"at least {least}", found=str(value))
     processes, heard = jax.process_count(), sounds(source, conditions)

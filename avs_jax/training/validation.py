@@ -42,8 +42,8 @@ def _check_data(config, method) -> None:
             source = create_source(config.data.source, **configs.split_options(config, split))
         except InputError as error:
             if split in needed or error.where.startswith("data."):
-                found = f"{error.found}, for data.{split}"
-                raise InputError(error.where, expected=error.expected, found=found, hint=error.hint) from None
+                hint = f"It is what data.{split} names. {error.hint}".strip()
+                raise InputError(error.where, expected=error.expected, found=error.found, hint=hint) from None
             continue
         classes = len(source.class_names)
         if split in needed and method.num_classes not in (1, classes):

@@ -169,21 +169,22 @@ def _config(args):
 def main(argv: Sequence[str] | None = None) -> int:
     """The command; its exit status: 0, 1 if the files do not fit the named model, 2 on bad input."""
     try:
-        args = parse(argv)
-        from absl import logging
-
-        logging.set_verbosity(logging.ERROR)
-        cli.enable_compile_cache()
-        return run_inspect(args) if args.command == "inspect" else run_convert(args)
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+        return cli.status_of(lambda: _command(argv))
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # | head
         sys.stderr.close()
         return 0
+
+
+def _command(argv):
+    args = parse(argv)
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    cli.enable_compile_cache()
+    return run_inspect(args) if args.command == "inspect" else run_convert(args)
 
 
 if __name__ == "__main__":

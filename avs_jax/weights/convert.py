@@ -76,7 +76,8 @@ def table_of(model) -> Table:
     """The table of a `Method` or an encoder."""
     table = model.torch_keys if isinstance(model, Method) else getattr(model, "torch_table", lambda: None)()
     if not isinstance(table, Table):
-        raise InputError("model", expected="a method or an encoder with public weights", found=repr(model))
+        found = f"'{model.name}'" if isinstance(model, Method) else type(model).__name__
+        raise InputError("model", expected="a method or an encoder with public weights", found=found)
     return table
 
 

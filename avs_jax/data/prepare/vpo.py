@@ -55,7 +55,7 @@ def parse(argv: Sequence[str]) -> Options:
     add("--silence", type=_share, default=0.5, help="probability that an object among more than two loses its sound")
     add("--min-area", type=_share, default=0.001, help="least share of the picture that an object covers")
     add("--agreement", type=_share, default=0.5, help="least share of a picture's captions that name its person")
-    add("--min-seconds", type=float, default=0.5, help="shorter sounds are refused")
+    add("--min-seconds", type=_seconds, default=0.5, help="shorter sounds are refused")
     add("--link", choices=LINKS, default="copy", help="how pictures and wavs are put there")
     add("--workers", type=_whole, default=os.cpu_count() or 1, help="processes; 0 works in this one")
     args = vars(parser.parse_args(argv))
@@ -82,8 +82,15 @@ def _share(text: str) -> float:
     return float(text)
 
 
+def _seconds(text: str) -> float:
+    if not 0 <= float(text) < float("inf"):
+        raise ValueError
+    return float(text)
+
+
 # argparse's messages name the types
 _whole.__name__, _share.__name__, _path.__name__ = "whole number", "number from 0 to 1", "path"
+_seconds.__name__ = "number of seconds"
 
 
 def _by_split(option: str, text: str) -> dict[str, int | None]:
