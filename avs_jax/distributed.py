@@ -16,7 +16,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 from avs_jax.errors import InputError
@@ -121,7 +121,9 @@ def joined(asked: Asked | None, *, preemption: bool = True) -> Iterator[None]:
 
 def _join(asked: Asked, preemption: bool) -> "_Watch":
     import jax
+    import numpy as np
     from jax._src import distributed  # the client has no public name
+    from jax.experimental import multihost_utils
 
     within = _seconds("AVS_JAX_JOIN_WITHIN", JOIN_WITHIN)
     lost_after = _seconds("AVS_JAX_LOST_AFTER", LOST_AFTER)
@@ -146,7 +148,24 @@ def _join(asked: Asked, preemption: bool) -> "_Watch":
     state = distributed.global_state
     watch = _Watch(state.client, state.process_id, state.num_processes, lost_after)
     watch.start()
+    meet(lambda: multihost_utils.process_allgather(np.zeros(1, np.float32)), "gather")
     return watch
+
+
+def meet(collective: Callable[[], object], name: str) -> None:
+    """Runs a first, small collective when all processes have come to it. On CPUs processes that meet for the first time
+    wait 30 s for each other and no longer, which is less than one may need to compile a step that another has cached.
+
+    Args:
+      collective: between the same groups of devices as the later, large ones.
+      name: another one for each call.
+    """
+    from jax._src import distributed
+
+    client = distributed.global_state.client
+    if client is not None:
+        client.wait_at_barrier(f"{ROOM} {name}", int(1000 * _seconds("AVS_JAX_JOIN_WITHIN", JOIN_WITHIN)))
+        collective()
 
 
 def _seconds(name: str, default: float) -> float:
@@ -250,7 +269,8 @@ class _Watch(threading.Thread):
         another process had failed, that one is waited for to be found out, which ends this one as well."""
         from avs_jax import cli
 
-        if any(word in _texts(error) for word in OTHERS):
+        others = any(word in _texts(error) for word in OTHERS)
+        if others:
             self._done.wait(self.lost_after + 3 * self._every)
         self._leaving = True
         if isinstance(error, SystemExit | KeyboardInterrupt):
@@ -259,8 +279,11 @@ class _Watch(threading.Thread):
             try:
                 status = cli.status_of(lambda: _raise(error))
             except Exception:  # what nobody foresaw
-                traceback.print_exception(error)
                 status = 1
+                if others:
+                    print(f"error: the processes could not work together: {_line(error)}", file=sys.stderr)
+                else:
+                    traceback.print_exception(error)
         self._tell(self.index, f"stopped: {_line(error)}")
         self._leave(f"process {self.index} of {self.count} stops, and the others with it.", status)
 

@@ -17,6 +17,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from avs_jax import distributed
 from avs_jax.errors import InputError
 
 MIN_SIZE = 2**16  # elements of the smallest array that is split
@@ -96,7 +97,21 @@ def layout(batch_size: int, *, fsdp: int = 1, min_size: int = MIN_SIZE) -> Layou
         raise InputError("batch_size", expected=f"a positive multiple of the {count} devices", found=str(batch_size))
     # Auto: the compiler places what is not annotated. The other kind, Explicit, refuses ordinary code.
     mesh = Mesh(np.array(devices).reshape(-1, fsdp), ("data", "fsdp"), axis_types=(AxisType.Auto,) * 2)
+    if jax.process_count() > 1:
+        _meet(mesh)
     return Layout(mesh, min_size)
+
+
+def _meet(mesh: Mesh) -> None:
+    """The first collective of every group of devices that a step has."""
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    for axes in (("data", "fsdp"), "data", "fsdp"):
+        zeros = np.zeros(math.prod(mesh.shape.values()), np.float32)
+        split = jax.make_array_from_callback(
+            zeros.shape, NamedSharding(mesh, PartitionSpec(axes)), lambda index, x=zeros: x[index]
+        )
+        together = jax.jit(lambda x: x, out_shardings=everywhere)
+        distributed.meet(lambda f=together, x=split: jax.block_until_ready(f(x)), f"mesh {mesh.shape}, {axes}")
 
 
 def jit_step(step, where: Layout, abstract):
