@@ -23,6 +23,8 @@ def seen_by(name: str, options: Mapping, source=None) -> dict:
         fields = {k: getattr(source, k) for k in ("num_frames", "class_names", "front_end")}
         return {"image_size": size, **fields}
     cls = source_class(name, options)
+    if hasattr(cls, "origin"):  # a packed data set, whose options say what was packed
+        cls, options = cls.origin(options), {k: v for k, v in options.items() if v is not None}
     told = {k: p.default for k, p in inspect.signature(cls).parameters.items()} | dict(options)
     described = cls.described(told) if hasattr(cls, "described") else {}
     fields = {"image_size": told.get("image_size") or 224, "num_frames": cls.num_frames, "class_names": ()}

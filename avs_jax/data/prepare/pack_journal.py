@@ -68,12 +68,11 @@ class Journal:
         """The shards that the journal names."""
         self._file.seek(0)
         lines = self._file.read().splitlines()
+        if lines and (begun := _line(lines[0])):
+            _compare(self.folder, begun, identity)
         shards = {}
-        with contextlib.suppress(ValueError, TypeError, KeyError):  # a line may be cut short
-            if lines:
-                _compare(self.folder, json.loads(lines[0]), identity)
-            for line in lines[1:]:
-                entry = json.loads(line)
+        for entry in filter(None, map(_line, lines[1:])):
+            with contextlib.suppress(TypeError, KeyError):
                 shards[entry.pop("number")] = Shard(**entry)
         return shards
 
@@ -111,6 +110,15 @@ class Journal:
         if not keep:
             self.path.unlink(missing_ok=True)
         self._file.close()
+
+
+def _line(text: str) -> dict | None:
+    """A line of the journal; None where a kill has cut it short."""
+    try:
+        found = json.loads(text)
+    except ValueError:
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _of_index(path: Path, identity: dict, jobs: Sequence[Job]) -> dict[int, Shard]:

@@ -45,8 +45,8 @@ class PackedSource:
         self.root, self.split = _folder(root), str(split)
         self._path = _find(self.root, self.split)
         self._index = index = packed_index.read(self._path)
-        origin = source_class(index["source"], index["options"])
-        packed_index.check_given(self.root, index, origin, made_with)
+        cls = source_class(index["source"], index["options"])
+        packed_index.check_given(self.root, index, cls, made_with)
         self.ids = tuple(index["ids"])
         self.num_frames, self.image_size = index["num_frames"], tuple(index["image_size"])
         self.own_size = index["own_size"]  # whether pictures keep their own size, so that `image_size` is not theirs
@@ -56,20 +56,19 @@ class PackedSource:
         self._readers, self._lock = {}, threading.Lock()
 
     @staticmethod
-    def described(options: Mapping) -> dict:
-        """What the options alone say of the clips, where the packed data set is not at hand.
+    def origin(options: Mapping) -> type:
+        """The class of the packed source by its options alone, where the packed data set is not at hand.
 
         Raises:
-          InputError: they do not say what was packed.
+          InputError: they do not say which it was.
         """
-        origin = _origin(options.get("setting"))
-        if origin is None:
-            root, expected = repr(options.get("root")), "the packed data set that the run was trained on"
-            raise InputError("data.root", expected=expected, found=root, hint="Set it to where it lies now.")
-        told = {name: p.default for name, p in inspect.signature(origin).parameters.items()}
-        told |= {name: value for name, value in options.items() if value is not None}
-        fields = {"image_size": told.get("image_size") or 224, "num_frames": origin.num_frames}
-        return fields | (origin.described(told) if hasattr(origin, "described") else {})
+        for name in ("avsbench", "vpo", "single_plus"):  # the names of their settings are all different
+            cls = source_class(name, options)
+            settings = inspect.getmodule(cls).__dict__
+            if options.get("setting") in settings.get("SETTINGS", settings.get("LAYOUTS", ("avss",))):
+                return cls
+        root, expected = repr(options.get("root")), "the packed data set that the run was trained on"
+        raise InputError("data.root", expected=expected, found=root, hint="Set it to where it lies now.")
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -202,18 +201,6 @@ def _find(root: Path, split: str) -> Path:
     found = "one that is not finished" if begun else f"only {names}" if names else "none"
     hint = "The command that began it, given again, goes on." if begun else ""
     raise InputError(root, expected=f"a packed split '{split}'", found=found, hint=hint)
-
-
-def _origin(setting: Any):
-    """The class of the source that has this setting, the names of settings being all different; None without one."""
-    if setting is None:
-        return None
-    for name in ("avsbench", "vpo", "single_plus"):
-        cls = source_class(name, {"setting": setting})
-        module = inspect.getmodule(cls)
-        if setting in getattr(module, "SETTINGS", getattr(module, "LAYOUTS", ("avss",))):
-            return cls
-    return None
 
 
 def _signature() -> inspect.Signature:
