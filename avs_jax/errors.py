@@ -1,6 +1,5 @@
 """The one error for bad input: it names the thing, what was expected, what was found and what to do."""
 
-
 LONGEST = 600  # characters of a line that a message repeats; a damaged table may hold one of megabytes
 
 

@@ -245,9 +245,7 @@ def _load_zip(file: Any, where: object) -> Any:
 
     budget = Budget.of_file(len(raw))
     makers = _makers(where, budget)
-    return safe_pickle.load(
-        io.BytesIO(raw), where, makers=makers, names=_NAMES, persistent=persistent, budget=budget
-    )
+    return safe_pickle.load(io.BytesIO(raw), where, makers=makers, names=_NAMES, persistent=persistent, budget=budget)
 
 
 def _members(archive: zipfile.ZipFile, where: object) -> tuple[dict[str, zipfile.ZipInfo], str]:

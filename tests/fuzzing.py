@@ -105,9 +105,15 @@ def generic(rng, data: bytes, others: list[bytes]) -> bytes:
     return data
 
 
+def same_length(rng, data: bytes, others: list[bytes]) -> bytes:
+    """As `generic`, without a byte more or less."""
+    for _ in range(rng.choice((1, 1, 2, 5))):
+        data = rng.choice((_flip, _overwrite, _integer))(rng, data, others)[: len(data)]
+    return data
+
+
 # --- pickles ---
 
-_BINARY = b"\x80\x04"
 _CALLS = (b"cposix\nsystem\n", b"\x8c\x02os\x8c\x06system\x93", b"cbuiltins\neval\n", b"cfuzz_canary\nrun\n",
           b"\x8c\x0cfuzz_canary\x8c\x03run\x93", b"ctorch._utils\n_rebuild_tensor_v2\n", b"ctorch\nSize\n",
           b"ccollections\nOrderedDict\n", b"c_codecs\nencode\n", b"ctorch.storage\n_load_from_bytes\n",
@@ -172,7 +178,9 @@ def pickled(rng, data: bytes, others: list[bytes]) -> bytes:
         elif choice == 2:
             data = data[:at] + data[at:after] * rng.choice((2, 3, 300)) + data[after:]
         elif choice == 3 and isinstance(arg, bytes) and len(arg) > 8:  # a file within
-            data = data.replace(arg, (pickled if rng.random() < 0.7 else generic)(rng, arg, others)[: len(arg)].ljust(len(arg)))
+            data = data.replace(
+                arg, (pickled if rng.random() < 0.7 else generic)(rng, arg, others)[: len(arg)].ljust(len(arg))
+            )
         else:
             data = data[:at] + fragment(rng) + data[at:]
         break_after = rng.random() < 0.7

@@ -13,6 +13,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import sys
 import warnings
 from itertools import islice
@@ -23,19 +24,29 @@ import fuzzing_media
 import numpy as np
 
 from avs_jax import config, torch_files
-from avs_jax.data import audio, images, media
+from avs_jax.data import audio, clip_bytes, images, media
+from avs_jax.data.clip import validate
 from avs_jax.data.prepare import vpo_coco, vpo_masks, vpo_sounds
 from avs_jax.data.prepare.sound import read_stereo
 from avs_jax.data.prepare.vpo_rejections import Rejections
-from avs_jax.data.sources import avsbench, avsbench_semantic, avsbench_table, single_plus, vpo
+from avs_jax.data.sources import (
+    avsbench,
+    avsbench_semantic,
+    avsbench_table,
+    create_source,
+    packed_index,
+    single_plus,
+    vpo,
+)
 from avs_jax.errors import InputError
 from avs_jax.prediction.inputs import read_image
 from avs_jax.weights import files
 
 # What is loaded on first use, so that no import is left that a file could have asked for.
-LOADED = ("soxr", "safetensors.numpy", "ml_dtypes", "pycocotools.mask", "soundfile", "av.subtitles.stream", "difflib",
-          "encodings.cp437", "encodings.idna", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.BmpImagePlugin",
-          "PIL.GifImagePlugin", "PIL.PpmImagePlugin", "PIL.MpoImagePlugin")  # fmt: skip
+LOADED = ("numpy.fft", "soxr", "safetensors.numpy", "ml_dtypes", "pycocotools.mask", "soundfile", "av.subtitles.stream", "difflib",
+          "encodings.cp437", "encodings.idna", "encodings.utf_8_sig", "encodings.raw_unicode_escape", "encodings.unicode_escape", "encodings.utf_16", "avs_jax.config_check", "PIL.PngImagePlugin", "PIL.JpegImagePlugin", "PIL.BmpImagePlugin",
+          "PIL.GifImagePlugin", "PIL.PpmImagePlugin", "PIL.MpoImagePlugin", "avs_jax.data.sources.packed",
+          "array_record.python.array_record_module")  # fmt: skip
 MEMORY = 1 << 30  # bytes of address space beyond what the process has when it begins
 SECONDS = 60  # for one file; every one takes milliseconds
 FRAMES, BLOCKS = 200, 2000  # of a video and its sound that are looked at
@@ -113,7 +124,53 @@ def read_film(path):
         for block in islice(read_stereo(info), BLOCKS):
             assert block.dtype == np.int16
 
-    each((lambda: media.probe(path), frames, sound))
+    each((lambda: media.probe(path), frames, sound, lambda: read_track(path)))
+
+
+def read_record(path):
+    fields = clip_bytes.decode(path.read_bytes(), str(path))[1]
+    for array in fields.values():
+        touch(array)
+
+
+SOURCES = {
+    "s4": lambda root: create_source("avsbench", root=root, setting="s4", image_size=16, resampler="soxr_hq"),
+    "avss": lambda root: create_source("avsbench", root=root, setting="avss", image_size=(24, 40), resampler="soxr_hq"),
+    "single": lambda root: create_source("single_plus", root=root),
+    "packed": lambda root: create_source("packed", root=root),
+}
+
+
+def read_clips(path):
+    """Every clip of the data set that a file belongs to, and what its check says of each."""
+    root = next(folder for folder in path.parents if folder.parent.name == "clips")
+    source, refused = SOURCES[root.name](root), None
+    for index in range(len(source)):
+        try:
+            validate(source[index], num_classes=len(source.class_names))
+        except InputError as error:
+            refused = error
+        if hasattr(source, "problems"):
+            assert all(isinstance(problem, InputError) for problem in source.problems(index))
+    if refused is not None:
+        raise refused
+
+
+def damage_tree(rng, data, others):
+    """By the kind of file. Shards keep their length and indices their checksum, which are checked first."""
+    name = next(name for name, content in others if content is data)
+    same = [content for other, content in others if Path(other).suffix == Path(name).suffix]
+    if name.endswith("index.json") and rng.random() < 0.8:
+        changed = fuzzing.jsoned(rng, data, same)
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            tree = json.loads(changed)
+            tree.pop("checksum")
+            return packed_index.write(tree)
+        return changed
+    by_suffix = {".png": fuzzing_media.png, ".jpg": fuzzing_media.jpeg, ".wav": fuzzing_media.riff,
+                 ".pkl": fuzzing.pickled, ".csv": fuzzing.table, ".json": fuzzing.jsoned,
+                 ".array_record": fuzzing.same_length}  # fmt: skip
+    return by_suffix[Path(name).suffix](rng, data, same)
 
 
 def read_coco(path):
@@ -155,6 +212,8 @@ KINDS = {  # kind of seeds -> mutator, reader
     "classes": (fuzzing.jsoned, avsbench_semantic.read_classes),
     "coco": (fuzzing.jsoned, read_coco),
     "run": (fuzzing.jsoned, config.load),
+    "record": (fuzzing.generic, read_record),
+    "clips": (damage_tree, read_clips),
 }
 READERS = {kind: read for kind, (_, read) in KINDS.items()} | {  # and of hostile files
     "fitted": lambda path: images.read_fitted(path, (64, 64), "crop"),
@@ -181,7 +240,7 @@ class Watch:
     def _hook(self, event, args):
         if not self.on or (event == "compile" and args[0] == b"_getframe()"):  # how Cython makes a traceback
             return
-        written = event == "open" and (isinstance(args[1], str) and set(args[1]) & set("wax+") or (args[2] or 0) & 3)
+        written = event == "open" and ((isinstance(args[1], str) and set(args[1]) & set("wax+")) or (args[2] or 0) & 3)
         if written or event == "import" or event.startswith(_FORBIDDEN):
             self.seen.append(f"{event} {args!r:.200}")
 
@@ -215,13 +274,15 @@ def outcome(read, path: Path, watch: Watch) -> tuple[str, str]:
 def mutant(kind: str, seeds: list[tuple[str, bytes]], seed: int, case: int) -> tuple[str, bytes]:
     """(name of the seed file, damaged bytes) of one case."""
     rng = random.Random(f"{seed}/{kind}/{case}")
-    name, data = rng.choice(seeds)
-    return name, KINDS[kind][0](rng, data, [other for _, other in seeds])
+    suffix = rng.choice(sorted({Path(name).suffix for name, _ in seeds}))
+    name, data = rng.choice([seed for seed in seeds if seed[0].endswith(suffix)])
+    others = seeds if kind == "clips" else [other for _, other in seeds]
+    return name, KINDS[kind][0](rng, data, others)
 
 
 def limit_memory() -> None:
     limit = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() + MEMORY
-    resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    resource.setrlimit(resource.RLIMIT_AS, (limit, resource.getrlimit(resource.RLIMIT_AS)[1]))
 
 
 @contextlib.contextmanager
@@ -239,10 +300,11 @@ def say(**values) -> None:
 
 
 def read_mutants(root: Path, out: Path, kind: str, seed: int, first: int, count: int, watch: Watch) -> None:
-    seeds = [(path.name, path.read_bytes()) for path in sorted((root / kind).iterdir())]
+    found = sorted(path for path in (root / kind).rglob("*") if path.is_file())
+    seeds = [(path.relative_to(root / kind).as_posix(), path.read_bytes()) for path in found]
     read = KINDS[kind][1]
-    for name, data in seeds:
-        (out / name).write_bytes(data)
+    shutil.copytree(root / kind, out, dirs_exist_ok=True)
+    for name, _ in seeds:
         verdict, text = outcome(read, out / name, watch)
         if verdict != "read":
             say(case=-1, what=f"the undamaged {name}: {verdict} {text}")
@@ -257,11 +319,13 @@ def read_mutants(root: Path, out: Path, kind: str, seed: int, first: int, count:
             verdict, text = outcome(read, path, watch)
         counts[verdict] = counts.get(verdict, 0) + 1
         if verdict not in ("read", "refused"):
-            kept = out / f"failed-{kind}-{seed}-{case}-{name}"
+            kept = out / f"failed-{kind}-{seed}-{case}-{path.name}"
             kept.write_bytes(data)
-            say(case=case, what=f"{verdict}: {text}", file=str(kept))
-    strays = [path.name for path in out.iterdir() if path.name not in ("case", *dict(seeds))]
-    if any(not name.startswith("failed-") for name in strays):
+            say(case=case, what=f"{name}: {verdict}: {text}", file=str(kept))
+        path.write_bytes(dict(seeds)[name])
+    files = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    strays = [name for name in files - {"case", *dict(seeds)} if not name.startswith("failed-")]
+    if strays:
         say(case=-1, what=f"files that were written: {strays}")
     say(done=count, peak=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10, **counts)
 
@@ -277,7 +341,7 @@ def read_rows(root: Path, out: Path, watch: Watch) -> None:
 
 
 def _import(path):
-    import colorsys
+    import this  # noqa: F401
 
 
 FAULTY = {  # readers as they must not be: what shows that the harness would tell

@@ -42,8 +42,12 @@ def png(rng, data: bytes, others: list[bytes]) -> bytes:
         head = b"a\0\x01\0\0\0" if text == b"iTXt" else b"a\0\0"
         chunks.insert(1, (text, head + _BOMB[: rng.choice((len(_BOMB), 1000))]))
     elif choice == 4:
-        kind = rng.choice((b"tRNS", b"PLTE", b"gAMA", b"cHRM", b"pHYs", b"acTL", b"fcTL", b"fdAT", b"sRGB", b"eXIf", b"XXXX"))
-        chunks.insert(place, (kind, rng.choice((b"", rng.randbytes(rng.randrange(40)), bytes(800), number(rng, 4) * 7))))
+        kind = rng.choice(
+            (b"tRNS", b"PLTE", b"gAMA", b"cHRM", b"pHYs", b"acTL", b"fcTL", b"fdAT", b"sRGB", b"eXIf", b"XXXX")
+        )
+        chunks.insert(
+            place, (kind, rng.choice((b"", rng.randbytes(rng.randrange(40)), bytes(800), number(rng, 4) * 7)))
+        )
     elif choice == 5:
         chunks[place] = (chunks[place][0], generic(rng, chunks[place][1] or b"x", others))
     elif choice == 6:

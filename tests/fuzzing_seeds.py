@@ -3,12 +3,12 @@
 import argparse
 import io
 import json
-import pickle
 from collections import Counter, OrderedDict
 from fractions import Fraction
 from pathlib import Path
 
 import av
+import avsbench_tree
 import avss_tree
 import ml_dtypes
 import numpy as np
@@ -19,6 +19,10 @@ from media_files import tone, write_sound, write_video
 from PIL import Image
 from safetensors.numpy import save
 from torch_writer import T
+
+from avs_jax import config as configs
+from avs_jax.data import clip_bytes
+from avs_jax.data.prepare import pack
 
 GOLDEN = Path(__file__).parent / "golden"
 _RNG = np.random.default_rng(0)
@@ -132,8 +136,14 @@ def tables() -> dict[str, dict[str, bytes]]:
     """kind -> {name: bytes}, for every table the package reads."""
     vpo = ["img_Id,ann_Ids,cateName,cateId,vgg_file,split,audio_pos,multi_instance"]
     for k in range(4):
-        vpo.append(f"{k + 1}.0,{k + 9},{('airplane', 'car')[k % 2]},{(5, 3)[k % 2]},snd_{k:06d},{('train', 'test')[k // 2]},0.5,{k % 2}")
-    single = ["index,name,category,split,vgg_file", '0,a,"cat_meowing,background",train,x', '1,b,"dog_barking,background",test,y']
+        vpo.append(
+            f"{k + 1}.0,{k + 9},{('airplane', 'car')[k % 2]},{(5, 3)[k % 2]},snd_{k:06d},{('train', 'test')[k // 2]},0.5,{k % 2}"
+        )
+    single = [
+        "index,name,category,split,vgg_file",
+        '0,a,"cat_meowing,background",train,x',
+        '1,b,"dog_barking,background",test,y',
+    ]
     s4 = ["name,start,category,split", "a_0,0,dog_barking,train", "b_1,1.5,dog_barking,train", "c,2,cat,test"]
     ms3 = ["video_id,split", "a,train", "b,val", "c,test"]
     avss = ["vid,uid,s_min,s_sec,a_obj,split,label", 'x,a,0,0,"one, two",train,v1s', "y,b,0,1,one,train,v2"]
@@ -153,22 +163,44 @@ def coco() -> dict[str, bytes]:
 
 
 def run_files() -> dict[str, bytes]:
-    config = {"method": {"name": "tpavi", "options": {"stages": [1, 2]}}, "data": {"source": "synthetic", "train": {}},
-              "lr": 1e-4, "steps": 10, "pretrained": None}  # fmt: skip
+    config = configs.defaults().to_dict()
+    config["method"] = {"name": "tpavi", "backbone": "resnet50", "stages": [1, 2]}
+    config["data"] |= {"source": "synthetic", "image_size": 32}
     return {"config.json": json.dumps(config, indent=2).encode()}
 
 
+def records() -> dict[str, bytes]:
+    """Of a packed data set, by every codec."""
+    frames, labels = _RNG.integers(0, 255, (1, 6, 7, 3)).astype(np.uint8), np.zeros((1, 60, 70), np.uint8)
+    labels[:, 9:] = 1
+    fields = {"frames": frames, "labels": labels, "labelled": np.ones(1, bool), "size": np.array([6, 7], np.int32)}
+    return {"seen.record": clip_bytes.encode("a", fields, across=("frames",)),
+            "heard.record": clip_bytes.encode("b", {"audio": np.ones((1, 8, 4), np.float32)})}  # fmt: skip
+
+
+def trees(root: Path) -> None:
+    """Tiny data sets, whole."""
+    avsbench_tree.write_tree(root / "s4", "s4", 16, "both", {"train": 1, "val": 1, "test": 1})
+    avss_tree.write_avss_tree(root / "avss", clips={"train": ("v1s",), "val": ("v2",), "test": ("v2",)})
+    vpo_tree.write_single_plus(root / "single", root / "single" / "others")
+    for plan in pack.make_plans(root / "packed", "avsbench", [{"root": root / "s4", "image_size": 16}]):
+        pack.pack(plan, 0)
+    for path in sorted(root.rglob("*.*")):  # what the clips for training do not need
+        parts = path.relative_to(root).parts
+        if path.is_file() and {"val", "test", "v2", "others"} & {*parts, path.name.split("-")[0]}:
+            path.unlink()
+
+
 def write_all(root: Path) -> Path:
-    """Writes `root`/<kind>/<file> for every kind, and the trees of three data sets."""
+    """Writes `root`/<kind>/<file> for every kind."""
     made = {"pickle": pickles(), "zip": archives(), "legacy": legacy(), "safetensors": safetensors(), "png": pngs(),
             "jpeg": jpegs(), "wav": sounds(*WAVS), "flac": sounds(*FLACS), "ogg": sounds(*OGGS), "mp3": sounds(*MP3S),
-            **tables(), "classes": classes(), "coco": coco(), "run": run_files()}  # fmt: skip
+            **tables(), "classes": classes(), "coco": coco(), "run": run_files(), "record": records()}  # fmt: skip
     (root / "films").mkdir(parents=True)
+    trees(root / "clips")
     made["video"] = videos(root / "films")
     for kind, entries in made.items():
         (root / kind).mkdir(exist_ok=True)
         for name, data in entries.items():
             (root / kind / name).write_bytes(data)
     return root
-
-

@@ -29,7 +29,11 @@ def _tensor(shape: bytes, strides: bytes) -> bytes:
     """A pickle of a tensor of 10 numbers that says it has this shape."""
     storage = pickle.dumps(tw.legacy_bytes(T(np.arange(10, dtype=np.float32)).storage), 2)[2:-1]
     storage = _call(b"torch.storage\n_load_from_bytes", storage)
-    return b"\x80\x02" + _call(b"torch._utils\n_rebuild_tensor_v2", storage, b"K\x00", shape, strides, b"\x89", b"}") + b"."
+    return (
+        b"\x80\x02"
+        + _call(b"torch._utils\n_rebuild_tensor_v2", storage, b"K\x00", shape, strides, b"\x89", b"}")
+        + b"."
+    )
 
 
 def _numbers(*values: int) -> bytes:
@@ -89,7 +93,9 @@ def _narrow() -> bytes:
 
 def _wav(channels: int = 2, rate: int = 16000, frames: int = 4000) -> bytes:
     body = bytes(2 * frames * channels)
-    head = struct.pack("<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * channels * 2 & 0xFFFFFFFF, channels * 2 & 0xFFFF, 16)
+    head = struct.pack(
+        "<4sIHHIIHH", b"fmt ", 16, 1, channels, rate, rate * channels * 2 & 0xFFFFFFFF, channels * 2 & 0xFFFF, 16
+    )
     return b"RIFF" + struct.pack("<I", len(body) + 36) + b"WAVE" + head + b"data" + struct.pack("<I", 1 << 31) + body
 
 

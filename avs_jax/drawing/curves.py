@@ -52,7 +52,7 @@ def _read_series(path):
         try:
             values = json.loads(line)
             step = values["step"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise InputError(f"{path}, line {number}", expected="JSON with a 'step'", found=repr(line[:60])) from None
         for key, value in values.items():
             if key != "step" and isinstance(value, int | float):
