@@ -50,6 +50,21 @@ def to_path(text) -> "Path | RemotePath":
     return RemotePath(scheme, PurePosixPath(bucket))
 
 
+def local_path(text, where: str) -> Path:
+    """As `to_path`, for what has to lie on a disk.
+
+    Args:
+      where: the option, for the error.
+    Raises:
+      InputError: it lies in a bucket.
+    """
+    path = to_path(text)
+    if isinstance(path, RemotePath):
+        hint = "Copy it (gcloud storage cp -r, aws s3 cp --recursive), or mount the bucket."
+        raise InputError(where, expected="a path on this machine", found=str(path), hint=hint)
+    return path
+
+
 def is_remote(path) -> bool:
     """Whether a path, or the text of one, lies in a bucket."""
     return isinstance(to_path(path), RemotePath)

@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import re
+import sys
 import threading
 from base64 import b64encode
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -58,14 +59,21 @@ class Store:
 def serving(handler, *buckets: str):
     """(Store, address) of a server that runs until the block ends."""
     store = Store(buckets)
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Handler", (handler,), {"store": store}))
-    server.daemon_threads = True
+    server = _Server(("127.0.0.1", 0), type("Handler", (handler,), {"store": store}))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:
         yield store, f"http://127.0.0.1:{server.server_port}"
     finally:
         server.shutdown()
         server.server_close()
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request, client_address):
+        if not isinstance(sys.exception(), ConnectionError):  # a client that was killed
+            super().handle_error(request, client_address)
 
 
 class _Handler(BaseHTTPRequestHandler):

@@ -159,6 +159,14 @@ def test_a_missing_client_is_named(monkeypatch, scheme, module, extra):
         configs.load(f"{scheme}://bucket/run/config.json")
 
 
+def test_what_works_on_disks_refuses_buckets(tmp_path):
+    with pytest.raises(InputError, match=r"^--output: expected a path on this machine; found gs://bucket/a. Copy it"):
+        paths.local_path("gs://bucket/a", "--output")
+    with pytest.raises(InputError, match=r"^method.name: expected a path on this machine"):
+        avs_jax.create("s3://bucket/method.py")
+    assert paths.local_path(tmp_path, "--output") == tmp_path
+
+
 def test_files_of_a_bucket(store):
     root = to_path("s3://bucket/a")
     assert not root.exists() and list(root.glob("*")) == []
@@ -318,32 +326,51 @@ def cloud(request, monkeypatch):
         yield request.param, store
 
 
+ON_FILES = """
+import sys
+sys.path.insert(0, {recipes!r})
+import small
+
+def get_config(arg=None):
+    c = small.get_config(arg)
+    del c.data.train.length, c.data.eval.length
+    c.data.update(source="avsbench", setting="s4", root="", image_size=32)
+    c.data.eval.split = "val"
+    c.log.tensorboard = True
+    return c
+"""
+
+
 @pytest.mark.slow
 def test_the_real_clients_resume_a_killed_run(cloud, tmp_path):
-    """Data and run in the bucket; killed while saving, resumed, evaluated, predicted: as with local folders."""
+    """Data and run in the bucket: killed while saving, resumed with data processes, evaluated, predicted."""
     scheme, store = cloud
-    root = write_tree(tmp_path / "data", "s4", clips={"train": 4, "val": 2, "test": 2})
-    copied(root, store, "data")
-    data = ("--config.data.source=avsbench", "--config.data.eval.split=val", "--config.loader.workers=0")
-    commands = Commands()
+    recipe = tmp_path / "recipe.py"
+    recipe.write_text(ON_FILES.format(recipes=str(RECIPE.parent)))
+    copied(write_tree(tmp_path / "data", "s4", clips={"train": 4, "val": 2, "test": 2}), store, "data")
+    commands, remote = Commands(), f"{scheme}://bucket"
 
-    def run(place, **disturbed):
+    def run(place, *flags, **disturbed):
         hook = ("killed", disturbed) if disturbed else None
-        where = f"--workdir={place / 'run' if isinstance(place, Path) else place + '/run'}"
-        return commands.run("train", f"--config={RECIPE}:steps=12", where, *data, f"--config.data.root={place}/data",
-                            cwd=ROOT, hook=hook, timeout=240)  # fmt: skip
+        argv = (f"--config={recipe}:steps=12", f"--workdir={place}/run", f"--config.data.root={place}/data", *flags)
+        return commands.run("train", *argv, cwd=ROOT, hook=hook, timeout=240)
 
     try:
-        remote = f"{scheme}://bucket"
         done = run(remote, moment="saving", n=2)
         assert done.status == -9, done.err
-        done = run(remote)
+        done = run(remote, "--config.loader.workers=1")
         assert done.status == 0 and "resuming at step 4" in done.out, done.err
         done = run(tmp_path)
         assert done.status == 0, done.err
-        assert metrics(store, "run") == (tmp_path / "run" / "metrics.jsonl").read_bytes()
-        done = commands.run("evaluate", f"--workdir={remote}/run", "--checkpoint=latest", "--bootstrap=0", cwd=ROOT)
-        assert done.status == 0, done.err
+        options = f"--workdir={remote}/run", "--checkpoint=latest"
+        evaluated = commands.run("evaluate", *options, "--conditions=true", "--bootstrap=0", "--pictures=0", cwd=ROOT)
+        assert evaluated.status == 0, evaluated.err
+        predicted = commands.run("predict", *options, "--input=testclip_0_10000", f"--output={remote}/out", cwd=ROOT)
+        assert predicted.status == 0, predicted.err
     finally:
         commands.close()
-    assert "run/evaluation/test.json" in store.names("bucket")
+    names = store.names("bucket")
+    assert metrics(store, "run") == (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    assert any(name.startswith("run/tensorboard/events") for name in names)
+    assert {"run/evaluation/test.json", "run/evaluation/test_clips.csv", "out/predictions.json"} <= set(names)
+    assert sum(name.startswith("out/masks/") for name in names) == 5

@@ -9,13 +9,13 @@ import importlib.util
 import inspect
 import sys
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import jax
 
 from avs_jax.errors import InputError, check_options, nearest
+from avs_jax.paths import local_path
 
 METHODS = {name: f"avs_jax.methods.{name}" for name in ("tpavi", "cavp", "transavs")}
 
@@ -124,7 +124,7 @@ def create_function(name: str) -> Callable:
 
 
 def _from_file(name: str) -> ModuleType:
-    path = Path(name).expanduser().resolve()
+    path = local_path(name, "method.name").resolve()
     if not path.is_file():
         raise InputError("method.name", expected="a Python file that defines a method", found=f"no file {path}",
                          hint="A relative name starts from the working directory.")  # fmt: skip

@@ -31,6 +31,7 @@ from avs_jax.data.sources import files
 from avs_jax.data.sources.avsbench import LAYOUTS, Layout, find_root
 from avs_jax.data.sources.avsbench_table import SPLITS, Row, read_table
 from avs_jax.errors import InputError
+from avs_jax.paths import local_path
 
 RAW = "raw_videos"
 SUFFIXES = (".mp4", ".mkv", ".webm", ".avi", ".mov")
@@ -166,9 +167,9 @@ def list_jobs(
       InputError: an unknown setting or split, a folder that is not there, a table with bad rows, or no clips.
     """
     layout = LAYOUTS[files.choice("setting", setting, LAYOUTS)]
-    source = _tree(root, layout)
+    source = _tree(local_path(root, "--root") if root else root, layout)
     rows = _rows(source / layout.table, layout, splits)
-    target = Path(output).expanduser() / layout.folder if output else source
+    target = local_path(output, "--output") / layout.folder if output else source
     folders = _video_folders(source, setting, videos)
     jobs, taken, pictures = [], collections.Counter(), set()
     for row in rows:
@@ -211,7 +212,7 @@ def _rows(table: Path, layout: Layout, splits: Sequence[str]) -> list[Row]:
 def _video_folders(source: Path, setting: str, videos: str | Path | None) -> list[Path]:
     """The folders that hold videos, of those where they may be."""
     if videos:
-        places = [Path(videos).expanduser()]
+        places = [local_path(videos, "--videos")]
     else:
         places = [source / f"{setting}_data" / RAW, source / RAW, source.parent / RAW]
     found = [place for place in places if place.is_dir()]
@@ -317,7 +318,7 @@ def main(argv: Sequence[str]) -> int:
         copy_table(_tree(args.root, LAYOUTS[args.setting]) / table, folder / table)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # told to end, it ends as by Ctrl-C
     report = prepare(jobs, args.setting, args.workers, progress=True)
-    path = Path(args.report).expanduser() if args.report else folder / f"prepare_{args.setting}.json"
+    path = local_path(args.report, "--report") if args.report else folder / f"prepare_{args.setting}.json"
     write_report(report, path)
     print(report.text())
     print(f"report: {path}")

@@ -30,6 +30,7 @@ from avs_jax.data.prepare.vpo_classes import classes
 from avs_jax.data.prepare.vpo_coco import read_json
 from avs_jax.data.prepare.vpo_write import LINKS
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import local_path
 
 
 def parse(argv: Sequence[str]) -> Options:
@@ -67,7 +68,10 @@ def parse(argv: Sequence[str]) -> Options:
 
 
 def _path(text: str) -> Path:
-    return Path(text.strip()).expanduser().absolute()
+    try:
+        return local_path(text.strip(), "a path").absolute()
+    except InputError as error:  # argparse tells of other ValueErrors in words of its own
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _whole(text: str) -> int:
