@@ -72,8 +72,9 @@ class Journal:
             _compare(self.folder, begun, identity)
         shards = {}
         for entry in filter(None, map(_line, lines[1:])):
-            with contextlib.suppress(TypeError, KeyError):
-                shards[entry.pop("number")] = Shard(**entry)
+            with contextlib.suppress(TypeError, KeyError, ValueError):
+                number = int(entry.pop("number"))
+                shards[number] = Shard(**entry)
         return shards
 
     def _write_anew(self, identity: dict) -> None:
