@@ -70,10 +70,20 @@ def _reset_peak() -> int:
 
     if jax.default_backend() != "cpu":
         return jax.devices()[0].memory_stats()["bytes_in_use"]
+    return reset_resident()
+
+
+def reset_resident() -> int:
+    """Forgets this process's peak resident size so far and returns the present size, in bytes."""
     with contextlib.suppress(OSError, AttributeError):  # what compiling has freed would pass for memory in hand
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     return _status("VmRSS")
+
+
+def peak_resident() -> int:
+    """The peak resident size since then, in bytes."""
+    return _status("VmHWM")
 
 
 def _peak() -> int:
@@ -81,7 +91,7 @@ def _peak() -> int:
 
     if jax.default_backend() != "cpu":
         return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
-    return _status("VmHWM")
+    return peak_resident()
 
 
 def _status(field: str) -> int:

@@ -17,14 +17,14 @@ from benchmarks.measure import in_own_process, plain_flops, timed
 FRAMES = 5
 
 
-def problem(backbone: str, clips: int, size: int, precision: str):
+def problem(backbone: str, clips: int, size: int, precision: str, **options):
     """(method, variables, batch) with random numbers; blocks let the sound in."""
     import jax
     import numpy as np
 
     import avs_jax
 
-    method = avs_jax.create("tpavi", setting="ms3", backbone=backbone, compute_dtype=precision)
+    method = avs_jax.create("tpavi", setting="ms3", backbone=backbone, compute_dtype=precision, **options)
     variables = method.init(jax.random.key(0))
     variables["params"].pop("audio")  # the sound is embedded: the frozen encoder never runs
     for i in range(1, 5):

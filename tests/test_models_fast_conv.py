@@ -43,7 +43,7 @@ def test_3x3_over_tiny_maps(h, w):
     compare(lambda x, k: fast_conv.conv2d(x, k, 1, 1), xla, args)
 
 
-@pytest.mark.parametrize("h, w", [(7, 5), (2, 3), (32, 33)])  # taps wholly in the padding; frame by frame
+@pytest.mark.parametrize("h, w", [(7, 5), (2, 3), (32, 33), (4, 256)])  # taps wholly in the padding; frame by frame
 def test_dilated_sum(h, w):
     dilations = (1, 2, 6)
     kernels = tuple(image((3, 3, 4, 3), i) for i in range(3))
@@ -51,6 +51,14 @@ def test_dilated_sum(h, w):
     compare(
         lambda x, k: fast_conv.dilated_sum_as_products(x, k, dilations), xla, (image((2, h, w, 4), 7), kernels), 5e-6
     )
+
+
+def test_forms_agree_in_float64():
+    with jax.enable_x64(True):
+        x, *kernels = (jnp.asarray(image(s, 0), jnp.float64) for s in ((2, 32, 32, 3), (3, 3, 3, 2), (3, 3, 3, 2)))
+        compare(fast_conv.conv3x3, lambda x, k: fast_conv._conv(x, k, 1, 1, 1), (x, kernels[0]), 1e-14)
+        xla = lambda x, k: sum(fast_conv._conv(x, q, 1, d, d) for q, d in zip(k, (2, 5), strict=True))  # noqa: E731
+        compare(lambda x, k: fast_conv.dilated_sum_as_products(x, k, (2, 5)), xla, (x, tuple(kernels)), 1e-14)
 
 
 def test_bfloat16_keeps_its_dtype():

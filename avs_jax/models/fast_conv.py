@@ -70,23 +70,42 @@ def _conv3x3_backward(dilation, residuals, dy):
     (dx,) = jax.vjp(lambda x: _conv(x, kernel, 1, dilation, dilation), x)[1](dy)
     start = jnp.zeros((3, x.shape[-1], 3 * dy.shape[-1]), _sums(x.dtype))
     total, _ = lax.scan(lambda total, frame: (total + _frame_gradient(*frame, dilation), None), start, (x, dy))
-    return dx, total.reshape(3, x.shape[-1], 3, dy.shape[-1]).swapaxes(1, 2).astype(kernel.dtype)
+    return dx, _as_kernel(total, kernel)
 
 
 def _frame_gradient(x, dy, dilation):
     """(H, W, C), (H, W, D) -> (3, C, 3 D): for each kernel row, all its three columns in one product."""
-    h, w, d = dy.shape
+    return _kernel_rows(x, _columns(dy, dilation), dilation)
+
+
+def _columns(dy, dilation):
+    """(H, W, D) -> (H, W, 3 D): what a pixel adds to, for each of the kernel's columns."""
+    w = dy.shape[1]
     shift = min(dilation, w)
     left = jnp.pad(dy[:, shift:], ((0, 0), (0, shift), (0, 0)))
     right = jnp.pad(dy[:, : w - shift], ((0, 0), (shift, 0), (0, 0)))
-    columns = jnp.concatenate([left, dy, right], -1)
-    rows = []
+    return jnp.concatenate([left, dy, right], -1)
+
+
+def _rows_inside(h, dilation):
+    """(offset, first, last) of every kernel row: rows of dy, first up to last, whose input row at offset is inside."""
     for offset in (-min(dilation, h), 0, min(dilation, h)):
-        first, last = max(0, -offset), min(h, h - offset)  # rows of dy whose input row is inside
+        yield offset, max(0, -offset), min(h, h - offset)
+
+
+def _kernel_rows(x, columns, dilation):
+    rows = []
+    for offset, first, last in _rows_inside(x.shape[0], dilation):
         a = x[first + offset : last + offset].reshape(-1, x.shape[-1])
-        b = columns[first:last].reshape(-1, 3 * d)
+        b = columns[first:last].reshape(-1, columns.shape[-1])
         rows.append(lax.dot_general(a, b, (((0,), (0,)), ((), ())), preferred_element_type=_sums(x.dtype)))
     return jnp.stack(rows)
+
+
+def _as_kernel(rows, kernel):
+    """(3, C, 3 D) -> (3, 3, C, D)."""
+    _, _, c, d = kernel.shape
+    return rows.reshape(3, c, 3, d).swapaxes(1, 2).astype(kernel.dtype)
 
 
 # --- the neck: one product for the centres, one for every other tap that touches the map ---------------------------
@@ -104,19 +123,32 @@ def _dilated_forward(x, kernels, dilations):
 
 def _dilated_backward(dilations, residuals, dy):
     x, kernels = residuals
+    if x.shape[1] * x.shape[2] < LARGE_MAP:
+        return jax.vjp(lambda x, k: _taps(x, k, dilations), x, kernels)[1](dy)
 
-    def frame(total, inputs):
-        x, dy = inputs
-        dx, dk = jax.vjp(lambda x, k: _taps(x, k, dilations), x, kernels)[1](dy)
-        return jax.tree.map(lambda t, g: t + g.astype(t.dtype), total, dk), dx
+    def frame(totals, inputs):
+        dx, rows = _frame_gradients(*inputs, kernels, dilations)
+        return tuple(t + r for t, r in zip(totals, rows, strict=True)), dx
 
-    start = tuple(jnp.zeros(k.shape, _sums(k.dtype)) for k in kernels)
-    if x.shape[1] * x.shape[2] >= LARGE_MAP:
-        total, dx = lax.scan(frame, start, (x[:, None], dy[:, None]))
-        dx = dx[:, 0]
-    else:
-        total, dx = frame(start, (x, dy))
-    return dx, tuple(t.astype(k.dtype) for t, k in zip(total, kernels, strict=True))
+    start = tuple(jnp.zeros((3, k.shape[2], 3 * k.shape[3]), _sums(k.dtype)) for k in kernels)
+    totals, dx = lax.scan(frame, start, (x, dy))
+    return dx, tuple(_as_kernel(t, k) for t, k in zip(totals, kernels, strict=True))
+
+
+def _frame_gradients(x, dy, kernels, dilations):
+    """One frame's dx, and of every kernel (3, C, 3 D): three products each a dilation, from the same three columns.
+
+    Two thirds of the time of the taps' gradients, and of their compilation, over maps on which most taps are inside.
+    """
+    (h, _, c), dx, rows = x.shape, 0.0, []
+    for kernel, dilation in zip(kernels, dilations, strict=True):
+        columns = _columns(dy, dilation)
+        rows.append(_kernel_rows(x, columns, dilation))
+        matrices = kernel.swapaxes(2, 3).reshape(3, -1, c)
+        for matrix, (offset, first, last) in zip(matrices, _rows_inside(h, dilation), strict=True):
+            part = _product(columns[first:last], matrix)
+            dx = dx + jnp.pad(part, ((first + offset, h - last - offset), (0, 0), (0, 0)))
+    return dx, rows
 
 
 def _by_frames(f, x):
@@ -139,7 +171,7 @@ def _taps(x, kernels, dilations):
 
 
 def _product(x, matrix):
-    return lax.dot_general(x, matrix, (((3,), (0,)), ((), ())))
+    return lax.dot_general(x, matrix, (((x.ndim - 1,), (0,)), ((), ())))
 
 
 conv3x3.defvjp(_conv3x3_forward, _conv3x3_backward)

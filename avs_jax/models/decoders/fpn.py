@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from avs_jax.models import torch_keys
 from avs_jax.models.fast_conv import dilated_sum
+from avs_jax.models.fast_resize import conv3x3_doubled
 from avs_jax.models.initialise import Random, uniform_fan_in
 from avs_jax.models.layers import Conv, upsample2x, wide
 
@@ -82,6 +83,21 @@ class Decoder(nn.Module):
         return x
 
 
+class DoubledConv(nn.Module):
+    """A 3x3 convolution of the map resized to twice its size (bilinear, corners not aligned), which is not made where
+    that is slow. (N, h, w, C) -> (N, 2h, 2w, features)."""
+
+    features: int
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x):
+        init = uniform_fan_in(9 * x.shape[-1])
+        kernel = self.param("kernel", init, (3, 3, x.shape[-1], self.features))
+        y = conv3x3_doubled(x.astype(self.dtype), kernel.astype(self.dtype))
+        return y + self.param("bias", init, (self.features,)).astype(self.dtype)
+
+
 class Head(nn.Module):
     """(N, H/2, W/2, C) -> logits (N, H, W, classes) float32.
 
@@ -99,8 +115,7 @@ class Head(nn.Module):
     @nn.compact
     def __call__(self, x):
         x = Conv(self.channels[0], dtype=self.dtype, name="conv0")(x)
-        x = upsample2x(x, align_corners=False)
-        x = jax.nn.relu(Conv(self.channels[1], dtype=self.dtype, name="conv1")(x))
+        x = jax.nn.relu(DoubledConv(self.channels[1], dtype=self.dtype, name="conv1")(x))
         bias = None if self.output_bias is None else nn.initializers.constant(self.output_bias)
         return Conv(self.classes, 1, bias_init=bias, dtype=self.dtype, name="conv2")(x).astype(wide(self.dtype))
 
