@@ -1,6 +1,8 @@
 """Run folders and data in buckets: with fsspec's interface over a store in memory, and (slow) with the real clients and
 Orbax's own driver over HTTP against servers on this machine."""
 
+import dataclasses
+import hashlib
 import io
 import json
 import os
@@ -23,12 +25,18 @@ from runs import RECIPE, ROOT
 import avs_jax
 from avs_jax import cli, paths, torch_files
 from avs_jax import config as configs
-from avs_jax.data import images
+from avs_jax.data import images, media
 from avs_jax.data.prepare import vpo_classes
+from avs_jax.data.video_writer import VideoWriter
 from avs_jax.errors import InputError, TrainingError
 from avs_jax.evaluate import evaluate_run
 from avs_jax.paths import RemotePath, to_path
+from avs_jax.prediction import output
 from avs_jax.train import train
+from avs_jax.training.embedding_cache import Shards, SoundFiles
+from avs_jax.weights.files import read_state_dict
+from avs_jax.weights.public import locate
+from avs_jax.weights.writing import save_state_dict
 
 
 class Fake(fsspec.AbstractFileSystem):
@@ -258,6 +266,82 @@ def test_vpo_in_a_bucket(store, tmp_path):
 def test_no_such_data(store):
     with pytest.raises(InputError, match=r"^s3://bucket/none: expected the folder of AVSBench; found no such folder"):
         avs_jax.create_source("avsbench", root="s3://bucket/none", setting="s4")
+
+
+# ---- weights, videos, predictions, sounds' checksums
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_weights_in_a_bucket(store, suffix):
+    path = to_path(f"gs://bucket/weights/a{suffix}")
+    written = {"layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3)}
+    save_state_dict(path, written)
+    assert store.names("bucket") == [f"weights/a{suffix}"]
+    read = read_state_dict(str(path))
+    assert read.keys() == written.keys() and np.array_equal(read["layer.weight"], written["layer.weight"])
+    assert locate(str(path), field="config.pretrained.method", folder="weights") == path
+    assert locate(f"a{suffix}", field="config.pretrained.method", folder="gs://bucket/weights") == path
+    store.put("bucket", f"weights/a{suffix}", store.things["bucket", f"weights/a{suffix}"].data[:-9])
+    with pytest.raises(InputError) as caught:
+        read_state_dict(str(path))
+    assert caught.value.where.startswith(str(path))
+    with pytest.raises(InputError, match="no such file"):
+        locate("s3://bucket/none.pth", field="config.pretrained.method", folder="weights")
+
+
+def test_videos_in_a_bucket(store, tmp_path):
+    frames = np.random.default_rng(0).integers(0, 255, (6, 32, 48, 3), np.uint8)
+    with VideoWriter(tmp_path / "a.mp4", (32, 48), 3, sound=(np.zeros(32000, np.float32), 16000)) as writer:
+        for frame in frames:
+            writer.write(frame)
+    store.put("bucket", "a.mp4", (tmp_path / "a.mp4").read_bytes())
+    here, there = (media.probe(at) for at in (tmp_path / "a.mp4", "s3://bucket/a.mp4"))
+    assert dataclasses.replace(there, path=here.path) == here and there.num_frames == 6
+    for a, b in zip(media.read_frames(tmp_path / "a.mp4"), media.read_frames("s3://bucket/a.mp4"), strict=True):
+        assert np.array_equal(a.rgb(), b.rgb())
+    store.put("bucket", "b.mp4", store.things["bucket", "a.mp4"].data[:400])
+    with pytest.raises(InputError, match=r"^s3://bucket/b.mp4: "):
+        media.probe("s3://bucket/b.mp4")
+    with pytest.raises(InputError, match=r"^s3://bucket/c.mp4: expected a media file; found no such file"):
+        media.probe("s3://bucket/c.mp4")
+
+
+def test_a_prediction_is_in_the_bucket_whole_or_not_at_all(store):
+    def predict(text):
+        with output.staged("gs://bucket/out") as stage:
+            (stage / output.MASKS / "000000.png").write_bytes(b"mask")
+            (stage / output.REPORT).write_text(text)
+            if text == "fails":
+                raise InputError("frame", expected="a frame", found="none")
+
+    with pytest.raises(InputError):
+        predict("fails")
+    assert store.names("bucket") == []
+    predict(output.FORMAT)
+    assert store.names("bucket") == ["out/masks/000000.png", "out/predictions.json"]
+    predict(output.FORMAT + " again")  # replaces its own
+    assert b"again" in store.things["bucket", "out/predictions.json"].data
+    store.put("bucket", "out/foreign.txt", b"")
+    with pytest.raises(InputError, match="--overwrite"):
+        predict(output.FORMAT)
+
+
+def test_checksums_of_sounds_in_a_bucket(store):
+    sound, known = to_path("s3://bucket/a.wav"), to_path("s3://bucket/cache/sound-files.json")
+    sound.write_bytes(b"one")
+    files = SoundFiles(known)
+    checksum, stamp = files.checksum(sound)
+    assert checksum == hashlib.sha256(b"one").hexdigest()
+    files.save()
+    assert json.loads(store.things["bucket", "cache/sound-files.json"].data) == {
+        "s3://bucket/a.wav": [checksum, *stamp]
+    }
+    assert SoundFiles(known).checksum(sound) == (checksum, stamp)
+    sound.write_bytes(b"two")
+    assert SoundFiles(known).checksum(sound)[0] == hashlib.sha256(b"two").hexdigest()
+    shards = Shards(to_path("s3://bucket/cache/encoder"), (2, 3))
+    shards.add({b"k" * 32: np.ones((2, 3), np.float32)})
+    assert np.array_equal(shards.read()[b"k" * 32], np.ones((2, 3)))
 
 
 # ---- runs
