@@ -156,18 +156,19 @@ def checksums(arrays: Sequence[jax.Array]) -> list[int]:
     """
     shared = [x for x in arrays if isinstance(x, jax.Array) and not (x.is_fully_addressable or x.is_fully_replicated)]
     if not shared:
-        return [_crc(whole(x)) for x in arrays]
+        return [crc(whole(x)) for x in arrays]
     from jax.experimental import multihost_utils
 
-    found = [_crc(_share(x)) for x in arrays]
+    found = [crc(_share(x)) for x in arrays]
     every = np.asarray(multihost_utils.process_allgather(np.array(found, np.uint32)))
     apart = {id(x) for x in shared}
-    return [
-        int(np.bitwise_xor.reduce(every[:, i]) ^ (0 if len(every) % 2 else _crc(np.zeros(x.shape, x.dtype))))
-        if id(x) in apart
-        else found[i]
-        for i, x in enumerate(arrays)
-    ]
+    return [combined(every[:, i], x.shape, x.dtype) if id(x) in apart else found[i] for i, x in enumerate(arrays)]
+
+
+def combined(shares: Sequence[int], shape, dtype) -> int:
+    """The CRC-32 of an array from those of its shares, each of the whole shape with zeros where it holds nothing."""
+    zeros = 0 if len(shares) % 2 else crc(np.zeros(shape, dtype))
+    return int(np.bitwise_xor.reduce(np.asarray(shares, np.uint32))) ^ zeros
 
 
 def _share(array) -> np.ndarray:
@@ -181,5 +182,6 @@ def _share(array) -> np.ndarray:
     return share
 
 
-def _crc(array: np.ndarray) -> int:
+def crc(array: np.ndarray) -> int:
+    """CRC-32 of an array's bytes in C order."""
     return zlib.crc32(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
