@@ -75,10 +75,22 @@ def jpeg(rng, data: bytes, others: list[bytes]) -> bytes:
         at = frames[0] + rng.randrange(4, 19)
         return data[:at] + bytes([rng.choice((0, 1, 2, 4, 17, 68, 255))]) + data[at + 1 :]
     if choice == 3:
-        body = rng.choice((b"Exif\0\0MM\0*" + number(rng, 4) * 5, b"JFIF\0" + rng.randbytes(9), b"ICC_PROFILE\0\x01\xff",
-                           b"MPF\0" + rng.randbytes(60), b"http://ns.adobe.com/xap/1.0/\0<x", rng.randbytes(30)))  # fmt: skip
-        return data[:2] + b"\xff" + bytes([rng.choice((0xE0, 0xE1, 0xE2, 0xED, 0xFE, 0xDD, 0xDB, 0xC4, 0xDA))]) + (
-            struct.pack(">H", rng.choice((len(body) + 2, 0, 1, 65535))) + body + data[2:])  # fmt: skip
+        body = rng.choice(
+            (
+                b"Exif\0\0MM\0*" + number(rng, 4) * 5,
+                b"JFIF\0" + rng.randbytes(9),
+                b"ICC_PROFILE\0\x01\xff",
+                b"MPF\0" + rng.randbytes(60),
+                b"http://ns.adobe.com/xap/1.0/\0<x",
+                rng.randbytes(30),
+            )
+        )
+        return (
+            data[:2]
+            + b"\xff"
+            + bytes([rng.choice((0xE0, 0xE1, 0xE2, 0xED, 0xFE, 0xDD, 0xDB, 0xC4, 0xDA))])
+            + (struct.pack(">H", rng.choice((len(body) + 2, 0, 1, 65535))) + body + data[2:])
+        )
     return generic(rng, data, others)
 
 
@@ -145,9 +157,14 @@ def flac(rng, data: bytes, others: list[bytes]) -> bytes:
     return data[:at] + value + data[at + len(value) :]
 
 
-_BOXES = rb"moov|mvhd|trak|tkhd|edts|elst|mdia|mdhd|hdlr|minf|dinf|dref|url |stbl|stsd|stts|ctts|stss|stsc|stsz|stco|avc1|" \
-         rb"avcC|mp4a|esds|udta|meta|ilst|mdat|ftyp|free|pasp|btrt|sgpd|sbgp"  # fmt: skip
-_ELEMENTS = rb"\x1aE\xdf\xa3|\x18S\x80g|\x15I\xa9f|\x16T\xaek|\xae|\xe0|\xe1|\xb0|\xba|\xb5|\x9f|\x1fC\xb6u|\xa3|\xe7|\x86|\x63\xa2"
+_BOXES = (
+    rb"moov|mvhd|trak|tkhd|edts|elst|mdia|mdhd|hdlr|minf|dinf|dref|url |stbl|stsd|stts|ctts|stss|stsc|stsz|stco|avc1|"
+    rb"avcC|mp4a|esds|udta|meta|ilst|mdat|ftyp|free|pasp|btrt|sgpd|sbgp"
+)
+_ELEMENTS = (
+    rb"\x1aE\xdf\xa3|\x18S\x80g|\x15I\xa9f|\x16T\xaek|\xae|\xe0|\xe1|\xb0|\xba|\xb5|\x9f|\x1fC\xb6u|\xa3|\xe7|"
+    rb"\x86|\x63\xa2"
+)
 
 
 def video(rng, data: bytes, others: list[bytes]) -> bytes:
@@ -155,8 +172,11 @@ def video(rng, data: bytes, others: list[bytes]) -> bytes:
     if data[:4] == b"RIFF":
         return riff(rng, data, others)
     mp4 = data[4:8] == b"ftyp"
-    found = [m.start() for m in re.finditer(_BOXES, data)] if mp4 else [
-        m.start() for m in re.finditer(_ELEMENTS, data[:2000])]  # fmt: skip
+    found = (
+        [m.start() for m in re.finditer(_BOXES, data)]
+        if mp4
+        else [m.start() for m in re.finditer(_ELEMENTS, data[:2000])]
+    )
     if not found or rng.random() < 0.3:
         return generic(rng, data, others)
     raw = bytearray(data)

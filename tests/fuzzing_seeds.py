@@ -32,34 +32,53 @@ def pickles() -> dict[str, bytes]:
     """AVSBench's log-mels, by every protocol."""
     log_mel = _RNG.normal(size=(2, 1, 8, 4)).astype(np.float32)
     return {f"{k}.pkl": torch_writer.pickle_bytes(T(log_mel), protocol=k) for k in range(6)} | {
-        "public.pkl": (GOLDEN / "vggish_logmel_sample.pkl").read_bytes()}  # fmt: skip
+        "public.pkl": (GOLDEN / "vggish_logmel_sample.pkl").read_bytes()
+    }
 
 
 def _state() -> dict:
     base = T(np.arange(24, dtype=np.float32).reshape(4, 6))
-    return OrderedDict({
-        "conv.weight": base, "conv.view": T(base.array[1:3, ::2], base), "norm.num_batches": T(np.int64(7)),
-        "half": T(np.ones((3, 2), ml_dtypes.bfloat16)), "mask": T(np.array([True, False, True])),
-        "position": T(np.arange(5, dtype=np.uint16)), "bias": T(np.zeros(4, np.float16), parameter=True),
-    })  # fmt: skip
+    return OrderedDict(
+        {
+            "conv.weight": base,
+            "conv.view": T(base.array[1:3, ::2], base),
+            "norm.num_batches": T(np.int64(7)),
+            "half": T(np.ones((3, 2), ml_dtypes.bfloat16)),
+            "mask": T(np.array([True, False, True])),
+            "position": T(np.arange(5, dtype=np.uint16)),
+            "bias": T(np.zeros(4, np.float16), parameter=True),
+        }
+    )
 
 
 def _checkpoint() -> dict:
-    return {"epoch": 3, "best": np.float64(0.5), "args": argparse.Namespace(lr=0.1, names=["x"]), "seen": {1, 2},
-            "state_dict": _state(), "milestones": Counter([5, 9]),
-            "optimizer": {"state": {0: {"exp_avg": T(np.ones(2, np.float32))}}, "param_groups": [{"lr": 0.1}]}}  # fmt: skip
+    return {
+        "epoch": 3,
+        "best": np.float64(0.5),
+        "args": argparse.Namespace(lr=0.1, names=["x"]),
+        "seen": {1, 2},
+        "state_dict": _state(),
+        "milestones": Counter([5, 9]),
+        "optimizer": {"state": {0: {"exp_avg": T(np.ones(2, np.float32))}}, "param_groups": [{"lr": 0.1}]},
+    }
 
 
 def archives() -> dict[str, bytes]:
-    return {"a.pth": torch_writer.zip_bytes(_state()), "b.pth.tar": torch_writer.zip_bytes(_checkpoint(), root="c"),
-            "c.pt": torch_writer.zip_bytes({"a": T(np.arange(6, dtype=np.int16))}, byteorder="big"),
-            "d.pth": (GOLDEN / "torch" / "zip.pth").read_bytes()}  # fmt: skip
+    return {
+        "a.pth": torch_writer.zip_bytes(_state()),
+        "b.pth.tar": torch_writer.zip_bytes(_checkpoint(), root="c"),
+        "c.pt": torch_writer.zip_bytes({"a": T(np.arange(6, dtype=np.int16))}, byteorder="big"),
+        "d.pth": (GOLDEN / "torch" / "zip.pth").read_bytes(),
+    }
 
 
 def legacy() -> dict[str, bytes]:
-    return {"a.pth": torch_writer.legacy_bytes(_state()), "b.pth": torch_writer.legacy_bytes(_checkpoint()),
-            "c.pth": (GOLDEN / "torch" / "views_legacy.pth").read_bytes(),
-            "d.pkl": torch_writer.pickle_bytes(dict(_state()), 2)}  # fmt: skip
+    return {
+        "a.pth": torch_writer.legacy_bytes(_state()),
+        "b.pth": torch_writer.legacy_bytes(_checkpoint()),
+        "c.pth": (GOLDEN / "torch" / "views_legacy.pth").read_bytes(),
+        "d.pkl": torch_writer.pickle_bytes(dict(_state()), 2),
+    }
 
 
 def safetensors() -> dict[str, bytes]:
@@ -88,8 +107,13 @@ def pngs() -> dict[str, bytes]:
 
 
 def jpegs() -> dict[str, bytes]:
-    return {"a.jpg": _image("RGB", "JPEG"), "b.jpg": _image("L", "JPEG"), "c.jpg": _image("RGB", "JPEG", progressive=True),
-            "d.jpg": _image("CMYK", "JPEG"), "e.jpg": _image("RGB", "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0")}  # fmt: skip
+    return {
+        "a.jpg": _image("RGB", "JPEG"),
+        "b.jpg": _image("L", "JPEG"),
+        "c.jpg": _image("RGB", "JPEG", progressive=True),
+        "d.jpg": _image("CMYK", "JPEG"),
+        "e.jpg": _image("RGB", "JPEG", exif=b"Exif\0\0MM\0*\0\0\0\x08\0\0"),
+    }
 
 
 def sounds(*endings: tuple[str, str, str]) -> dict[str, bytes]:
@@ -102,8 +126,15 @@ def sounds(*endings: tuple[str, str, str]) -> dict[str, bytes]:
     return found
 
 
-WAVS = (("wav", "WAV", "PCM_16"), ("wav", "WAV", "PCM_24"), ("wav", "WAV", "FLOAT"), ("wav", "WAV", "PCM_U8"),
-        ("wav", "WAVEX", "DOUBLE"), ("wav", "WAV", "MS_ADPCM"), ("wav", "WAV", "ULAW"))  # fmt: skip
+WAVS = (
+    ("wav", "WAV", "PCM_16"),
+    ("wav", "WAV", "PCM_24"),
+    ("wav", "WAV", "FLOAT"),
+    ("wav", "WAV", "PCM_U8"),
+    ("wav", "WAVEX", "DOUBLE"),
+    ("wav", "WAV", "MS_ADPCM"),
+    ("wav", "WAV", "ULAW"),
+)
 FLACS = (("flac", "FLAC", "PCM_16"), ("flac", "FLAC", "PCM_24"))
 OGGS = (("ogg", "OGG", "VORBIS"), ("opus", "OGG", "OPUS"))
 MP3S = (("mp3", "MP3", "MPEG_LAYER_III"),)
@@ -137,7 +168,8 @@ def tables() -> dict[str, dict[str, bytes]]:
     vpo = ["img_Id,ann_Ids,cateName,cateId,vgg_file,split,audio_pos,multi_instance"]
     for k in range(4):
         vpo.append(
-            f"{k + 1}.0,{k + 9},{('airplane', 'car')[k % 2]},{(5, 3)[k % 2]},snd_{k:06d},{('train', 'test')[k // 2]},0.5,{k % 2}"
+            f"{k + 1}.0,{k + 9},{('airplane', 'car')[k % 2]},{(5, 3)[k % 2]},snd_{k:06d},"
+            f"{('train', 'test')[k // 2]},0.5,{k % 2}"
         )
     single = [
         "index,name,category,split,vgg_file",
@@ -174,8 +206,10 @@ def records() -> dict[str, bytes]:
     frames, labels = _RNG.integers(0, 255, (1, 6, 7, 3)).astype(np.uint8), np.zeros((1, 60, 70), np.uint8)
     labels[:, 9:] = 1
     fields = {"frames": frames, "labels": labels, "labelled": np.ones(1, bool), "size": np.array([6, 7], np.int32)}
-    return {"seen.record": clip_bytes.encode("a", fields, across=("frames",)),
-            "heard.record": clip_bytes.encode("b", {"audio": np.ones((1, 8, 4), np.float32)})}  # fmt: skip
+    return {
+        "seen.record": clip_bytes.encode("a", fields, across=("frames",)),
+        "heard.record": clip_bytes.encode("b", {"audio": np.ones((1, 8, 4), np.float32)}),
+    }
 
 
 def trees(root: Path) -> None:
@@ -193,9 +227,23 @@ def trees(root: Path) -> None:
 
 def write_all(root: Path) -> Path:
     """Writes `root`/<kind>/<file> for every kind."""
-    made = {"pickle": pickles(), "zip": archives(), "legacy": legacy(), "safetensors": safetensors(), "png": pngs(),
-            "jpeg": jpegs(), "wav": sounds(*WAVS), "flac": sounds(*FLACS), "ogg": sounds(*OGGS), "mp3": sounds(*MP3S),
-            **tables(), "classes": classes(), "coco": coco(), "run": run_files(), "record": records()}  # fmt: skip
+    made = {
+        "pickle": pickles(),
+        "zip": archives(),
+        "legacy": legacy(),
+        "safetensors": safetensors(),
+        "png": pngs(),
+        "jpeg": jpegs(),
+        "wav": sounds(*WAVS),
+        "flac": sounds(*FLACS),
+        "ogg": sounds(*OGGS),
+        "mp3": sounds(*MP3S),
+        **tables(),
+        "classes": classes(),
+        "coco": coco(),
+        "run": run_files(),
+        "record": records(),
+    }
     (root / "films").mkdir(parents=True)
     trees(root / "clips")
     made["video"] = videos(root / "films")

@@ -142,39 +142,89 @@ def _coco(change):
 
 
 ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal
-    "argument copied": ("pickle", "x.pkl", b"\x80\x02X\x40\x42\x0f\x00" + b"x" * 1000000 + b"q\x00"
-                        + b"c_codecs\nencode\nh\x00h\x00\x86R" * 2000 + b".", "as large as the file"),
-    "dict copied": ("pickle", "x.pkl", b"\x80\x02}q\x00(" + b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60000))
-                    + b"u" + b"ccollections\nOrderedDict\nh\x00\x85R" * 5000 + b".", "as large as the file"),
-    "file within repeated": ("pickle", "x.pkl", lambda: b"\x80\x02" + pickle.dumps(tw.legacy_bytes(
-        T(np.zeros(1 << 18)).storage), 2)[2:-1] + b"q\x00" + b"ctorch.storage\n_load_from_bytes\nh\x00\x85R" * 900 + b".",
-        "as large as the file"),
+    "argument copied": (
+        "pickle",
+        "x.pkl",
+        b"\x80\x02X\x40\x42\x0f\x00" + b"x" * 1000000 + b"q\x00" + b"c_codecs\nencode\nh\x00h\x00\x86R" * 2000 + b".",
+        "as large as the file",
+    ),
+    "dict copied": (
+        "pickle",
+        "x.pkl",
+        b"\x80\x02}q\x00("
+        + b"".join(b"M" + struct.pack("<H", k) + b"N" for k in range(60000))
+        + b"u"
+        + b"ccollections\nOrderedDict\nh\x00\x85R" * 5000
+        + b".",
+        "as large as the file",
+    ),
+    "file within repeated": (
+        "pickle",
+        "x.pkl",
+        lambda: (
+            b"\x80\x02"
+            + pickle.dumps(tw.legacy_bytes(T(np.zeros(1 << 18)).storage), 2)[2:-1]
+            + b"q\x00"
+            + b"ctorch.storage\n_load_from_bytes\nh\x00\x85R" * 900
+            + b"."
+        ),
+        "as large as the file",
+    ),
     "laughs as a name": ("pickle", "x.pkl", b"\x80\x04" + LAUGHS + b"\x8c\x01x\x93.", "undamaged"),
     "laughs as sizes": ("pickle", "x.pkl", _tensor(LAUGHS, b"K\x01\x85"), "undamaged"),
-    "laughs as a key": ("pickle", "x.pkl", b"\x80\x02" + _call(b"collections\nOrderedDict", b"]", LAUGHS, b"N\x86a") + b".",
-                        "a dict"),
+    "laughs as a key": (
+        "pickle",
+        "x.pkl",
+        b"\x80\x02" + _call(b"collections\nOrderedDict", b"]", LAUGHS, b"N\x86a") + b".",
+        "a dict",
+    ),
     "laughs as a storage": ("zip", "x.pth", _archive(b"\x80\x02" + LAUGHS + b"Q."), "undamaged"),
     "deep as a storage": ("zip", "x.pth", _archive(b"\x80\x02" + DEEP + b"Q."), "undamaged"),
-    "deep as a count": ("zip", "x.pth", _archive(b"\x80\x02" + STORAGE + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + DEEP + b"tQ."),
-                        "a tuple elements"),
-    "laughs as torch's protocol": ("legacy", "x.pth", b"".join(pickle.dumps(0x1950A86A20F9469CFC6C, 2) for _ in "x")
-                                   + b"\x80\x02" + LAUGHS + b"." + b"\x80\x02}.", "protocol 1001"),
+    "deep as a count": (
+        "zip",
+        "x.pth",
+        _archive(b"\x80\x02" + STORAGE + b"X\x01\x00\x00\x000X\x03\x00\x00\x00cpu" + DEEP + b"tQ."),
+        "a tuple elements",
+    ),
+    "laughs as torch's protocol": (
+        "legacy",
+        "x.pth",
+        b"".join(pickle.dumps(0x1950A86A20F9469CFC6C, 2) for _ in "x") + b"\x80\x02" + LAUGHS + b"." + b"\x80\x02}.",
+        "protocol 1001",
+    ),
     "sides beyond 64 bits": ("pickle", "x.pkl", _tensor(_numbers(10**5000), _numbers(1)), "no short list"),
-    "no number of them": ("pickle", "x.pkl", _tensor(_numbers(0, 1 << 62, 1 << 62), _numbers(1, 1, 1)), "possible shape"),
+    "no number of them": (
+        "pickle",
+        "x.pkl",
+        _tensor(_numbers(0, 1 << 62, 1 << 62), _numbers(1, 1, 1)),
+        "possible shape",
+    ),
     "expanded": ("pickle", "x.pkl", _tensor(_numbers(1 << 40), _numbers(0)), "repeats its storage"),
     "archive with a password": ("zip", "x.pth", _archive(b"\x80\x02}.", _8=b"\x01\x00"), "encrypted"),
     "archive with a patch": ("zip", "x.pth", _archive(b"\x80\x02}.", _8=b"\x20\x00"), "patched"),
     "archive that unpacks": ("zip", "x.pth", _bomb, "stored uncompressed"),
     "member of 4 GiB": ("zip", "x.pth", _archive(b"\x80\x02}.", _20=b"\xfe\xff\xff\xff" * 2), "members that claim"),
-    "safetensors of one long header": ("safetensors", "x.safetensors", ((1 << 62) + 1).to_bytes(8, "little") + b"{}",
-                                       "undamaged safetensors"),
-    "safetensors that nests": ("safetensors", "x.safetensors", (200005).to_bytes(8, "little") + b'{"a":' + b"[" * 200000,
-                               "undamaged safetensors"),
+    "safetensors of one long header": (
+        "safetensors",
+        "x.safetensors",
+        ((1 << 62) + 1).to_bytes(8, "little") + b"{}",
+        "undamaged safetensors",
+    ),
+    "safetensors that nests": (
+        "safetensors",
+        "x.safetensors",
+        (200005).to_bytes(8, "little") + b'{"a":' + b"[" * 200000,
+        "undamaged safetensors",
+    ),
     "png of 4 billion squared": ("png", "x.png", _png((1 << 31) - 1, (1 << 31) - 1), "x.png"),
     "png of 30000 squared": ("png", "x.png", _png(30000, 30000), "x.png"),
     "png with 4 GiB of pixels": ("png", "x.png", _idat, "a whole image"),
-    "png with a text that unpacks": ("png", "x.png", lambda: _png(32, 24, (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))),
-                                     "x.png"),
+    "png with a text that unpacks": (
+        "png",
+        "x.png",
+        lambda: _png(32, 24, (b"zTXt", b"a\0\0" + zlib.compress(bytes(1 << 27)))),
+        "x.png",
+    ),
     "png one pixel wide": ("fitted", "x.png", _narrow, "to be cut to 64 x 64"),
     "jpeg of 65500 squared": ("jpeg", "x.jpg", _jpeg(65500, 65500), "x.jpg"),
     "PostScript called png": ("png", "x.png", _eps, "no such image"),
@@ -185,12 +235,26 @@ ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argumen
     "flac that unpacks": ("flac", "x.flac", _flac, "at most 33554432 samples"),
     "sound of another format": ("wav", "x.wav", b"FORM\0\0\0\x2eAIFF" + bytes(40), "it begins with b'FORM'"),
     "list of files, ffconcat": ("video", "x.mp4", _beside("ffconcat version 1.0\nfile secret.mp4\n"), "Playlists"),
-    "list of files, m3u8": ("video", "x.mp4", _beside(
-        "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/secret.mp4\n#EXT-X-ENDLIST\n"), "x.mp4"),
-    "list of files, m3u8 of addresses": ("video", "x.m3u8", _beside(
-        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"), "x.m3u8"),
-    "session to receive": ("video", "x.mp4", _beside("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
-                           "x.mp4"),
+    "list of files, m3u8": (
+        "video",
+        "x.mp4",
+        _beside(
+            "#EXTM3U\n#EXT-X-VERSION:3\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\n{folder}/secret.mp4\n#EXT-X-ENDLIST\n"
+        ),
+        "x.mp4",
+    ),
+    "list of files, m3u8 of addresses": (
+        "video",
+        "x.m3u8",
+        _beside("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nhttp://127.0.0.1:9/x.ts\n#EXT-X-ENDLIST\n"),
+        "x.m3u8",
+    ),
+    "session to receive": (
+        "video",
+        "x.mp4",
+        _beside("v=0\no=- 0 0 IN IP4 127.0.0.1\ns=x\nc=IN IP4 127.0.0.1\nm=video 9 RTP/AVP 96\n"),
+        "x.mp4",
+    ),
     "sound that begins in a month": ("probe", "x.mkv", _film(sound_at=2.6e6), "within an hour"),
     "frames years apart": ("probe", "x.mkv", _film(times=[0.0, 0.1, 3e8]), "at most an hour apart"),
     "number of 5000 digits": ("vpo", "x.csv", _table("vpo", b"1.0,", b"1" * 5000 + b","), "whole number"),
@@ -200,11 +264,20 @@ ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argumen
     "config that nests": ("run", "config.json", b'{"a":' * 100000 + b"}" * 100000, "recursion"),
     "config that is a list": ("run", "config.json", b"[1]", "a list"),
     "classes that nest": ("classes", "label2idx.json", b"[" * 100000, "recursion"),
-    "category of a list": ("instances", "instances.json", _coco(lambda t: [c.update(id=[1]) for c in t["categories"]]), "categories"),
+    "category of a list": (
+        "instances",
+        "instances.json",
+        _coco(lambda t: [c.update(id=[1]) for c in t["categories"]]),
+        "categories",
+    ),
     "caption of a list": ("coco", "captions.json", b'{"annotations":[{"image_id":[1],"caption":"x"}]}', "a 'caption'"),
-    "sides of a picture": ("instances", "instances.json", _coco(lambda t: [i.update(height=16000, width=16000) for i in t["images"]]),
-                           "pictures with id"),
-}  # fmt: skip
+    "sides of a picture": (
+        "instances",
+        "instances.json",
+        _coco(lambda t: [i.update(height=16000, width=16000) for i in t["images"]]),
+        "pictures with id",
+    ),
+}
 
 
 def write_all(folder: Path) -> None:

@@ -21,8 +21,9 @@ _FRAME_MODES = ("RGB", "L", "P", "RGBA", "LA", "1")
 assert TiffImagePlugin and WebPImagePlugin  # loaded, they are among those that Pillow can be told to try
 _MASK_MODES = (*_FRAME_MODES, "I;16", "I")
 FITS = ("crop", "squash")
+# What Pillow raises on damaged files.
 _DAMAGE = (OSError, SyntaxError, ValueError, EOFError, LookupError, TypeError, AttributeError, AssertionError,
-           ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip  # Pillow's, on bad files
+           ArithmeticError, struct.error, zlib.error, Image.DecompressionBombError)  # fmt: skip
 
 
 def read_frame(path: str | Path, size: tuple[int, int] | None = None, resize: bool = False) -> np.ndarray:

@@ -3,8 +3,8 @@
 Time zero is the moment the first video frame is shown; the sound is placed on that clock.
 
 Files of any origin may be read. FFmpeg knows formats that are lists of further files and addresses to open; only those
-of `FORMATS` are opened, which hold everything themselves, and only from the local disk. Frames have at most `MAX_PIXELS`,
-and clocks may not jump so far that filling the hole would never end.
+of `FORMATS` are opened, which hold everything themselves, and only from the local disk. Frames have at most
+`MAX_PIXELS`, and clocks may not jump so far that filling the hole would never end.
 """
 
 import collections
@@ -22,7 +22,8 @@ from avs_jax.errors import InputError
 from avs_jax.paths import fetched, to_path
 
 FORMATS = ("mov", "mp4", "m4a", "3gp", "matroska", "webm", "avi", "asf", "flv", "mpegts", "mpeg", "mpegvideo", "mxf",
-           "dv", "ivf", "gif", "ogg", "wav", "w64", "flac", "mp3", "aac", "ac3", "eac3", "aiff", "caf", "amr")  # fmt: skip
+           "dv", "ivf", "gif", "ogg", "wav", "w64", "flac", "mp3", "aac", "ac3", "eac3", "aiff", "caf",
+           "amr")  # fmt: skip
 MAX_PIXELS = 1 << 25  # of a frame: 8K has 33 million
 HOLE = 3600.0  # seconds; a clock that jumps farther is damaged, and nobody waits for the silence between
 GAP = 0.05  # seconds; a jump of the sound's clock beyond this is silence in the recording, below it jitter
