@@ -222,6 +222,7 @@ def build_network(options: Mapping[str, Any]) -> Network:
     audio = o["audio_encoder"] or setting.audio_encoder
     _one_of("audio_encoder", audio, ("resnet18", "resnet10", "vggish"))
     _one_of("audio_channels", o["audio_channels"], (1, 2) if audio != "vggish" else (1,))
+    _check_losses(o)
     encoder = {} if o["width"] is None else {"width": _positive("width", o["width"])}
     if residual:
         encoder |= {"stem": "deep", "multi_grid": True, "output_stride": stride}
@@ -259,6 +260,18 @@ def _one_of(option, value, valid):
     if value not in valid:
         raise InputError(f"method.{option}", expected=" | ".join(map(str, valid)), found=repr(value),
                          hint=nearest(str(value), map(str, valid)))  # fmt: skip
+
+
+def _check_losses(o):
+    for option in ("max_views", "groups"):
+        _positive(option, o[option])
+    if o["max_classes"] is not None:
+        _positive("max_classes", o["max_classes"])
+    for option in ("contrastive", "ocr_aux_weight"):
+        if not 0 <= o[option] < float("inf"):
+            raise InputError(f"method.{option}", expected="a weight of at least 0", found=repr(o[option]))
+    if not 0 < o["temperature"] < float("inf"):
+        raise InputError("method.temperature", expected="a number above 0", found=repr(o["temperature"]))
 
 
 def _positive(option, value):

@@ -206,7 +206,7 @@ def build_network(options: Mapping[str, Any]) -> Network:
     semantic = o["setting"] == "avss"
     stages = _stages("tpavi_stages", o["tpavi_stages"]) if o["fusion"] != "none" else ()
     classes = _positive("num_classes", o["num_classes"] or CLASSES[o["setting"]])
-    if (classes > 2) != semantic:
+    if classes < 2 or (classes > 2) != semantic:
         raise InputError("method.num_classes", expected="above 2" if semantic else f"2 in setting {o['setting']!r}",
                          found=str(classes))  # fmt: skip
     if o["channels"] < 2 or o["channels"] % 2:
@@ -216,6 +216,10 @@ def build_network(options: Mapping[str, Any]) -> Network:
         if not sizes or len(sizes) != number or any(not isinstance(n, int) or n < 1 for n in sizes):
             raise InputError(f"method.{option}", expected="positive integers" + ", two of them" * (number == 2),
                              found=str(sizes))  # fmt: skip
+    for option in ("audio_width", "audio_hidden"):
+        _positive(option, o[option])
+    if not 0 <= o["drop_path"] < 1:
+        raise InputError("method.drop_path", expected="a number in [0, 1)", found=repr(o["drop_path"]))
     encoder = {} if o["width"] is None else {"width": _positive("width", o["width"])}
     if o["backbone"].startswith("pvt"):
         encoder |= {"drop_path": o["drop_path"], "keys": "official"}

@@ -18,9 +18,10 @@ def validate(config, method) -> None:
       InputError: a field that does not exist, is missing, of another type or out of its range; data to evaluate on
         that are missing or not for the method.
     """
-    from avs_jax.training.build import check_canvases
+    from avs_jax.training.build import check_canvases, parts
 
     config_check.check(config)
+    parts(config)
     augment.make(config.augment.to_dict())
     _check_figure(config.eval.best, method)
     check_canvases(config, method)
