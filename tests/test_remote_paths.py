@@ -8,7 +8,9 @@ import json
 import os
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import fsspec
 import jax
@@ -396,20 +398,6 @@ def test_a_run_in_a_bucket_is_lost_and_found(store, tmp_path, capsys):
 
 # ---- the real clients
 
-
-@pytest.fixture(params=["s3", "gs"])
-def cloud(request, monkeypatch):
-    """(scheme, the store behind a server on this machine) for processes that are started."""
-    pytest.importorskip({"s3": "s3fs", "gs": "gcsfs"}[request.param])
-    with serving({"s3": S3, "gs": GCS}[request.param], "bucket") as (store, url):
-        settings = {"AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
-                    "AWS_DEFAULT_REGION": "us-east-1", "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url,
-                    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # fmt: skip
-        for name, value in settings.items():
-            monkeypatch.setenv(name, value)
-        yield request.param, store
-
-
 ON_FILES = """
 import sys
 sys.path.insert(0, {recipes!r})
@@ -417,44 +405,74 @@ import small
 
 def get_config(arg=None):
     c = small.get_config(arg)
-    del c.data.train.length, c.data.eval.length
-    c.data.update(source="avsbench", setting="s4", root="", image_size=32)
+    c.method.name = {recipes!r} + "/small_method.py"  # for commands that run no recipe
+    del c.data.train.length, c.data.eval.length, c.data.test
+    c.data.update(source="avsbench", setting="s4", root="", image_size=32, test=dict(split="test"))
     c.data.eval.split = "val"
     c.log.tensorboard = True
     return c
 """
 
 
-@pytest.mark.slow
-def test_the_real_clients_resume_a_killed_run(cloud, tmp_path):
-    """Data and run in the bucket: killed while saving, resumed with data processes, evaluated, predicted."""
-    scheme, store = cloud
-    recipe = tmp_path / "recipe.py"
+class Clouds(NamedTuple):
+    """stores: scheme -> what is behind a server on this machine. commands: know the servers. tree: of data; and a local
+    run on them. train: (place, flags, disturbed) -> how the command ended."""
+
+    stores: dict
+    commands: Commands
+    folder: Path
+    train: Callable
+
+
+@pytest.fixture(scope="module")
+def clouds(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("local")
+    recipe = folder / "recipe.py"
     recipe.write_text(ON_FILES.format(recipes=str(RECIPE.parent)))
-    copied(write_tree(tmp_path / "data", "s4", clips={"train": 4, "val": 2, "test": 2}), store, "data")
-    commands, remote = Commands(), f"{scheme}://bucket"
+    write_tree(folder / "data", "s4", clips={"train": 4, "val": 2, "test": 2})
+    with (
+        serving(S3, "bucket") as (s3, s3_url),
+        serving(GCS, "bucket") as (gcs, gcs_url),
+        pytest.MonkeyPatch.context() as m,
+    ):
+        settings = {"AWS_ENDPOINT_URL": s3_url, "AWS_ACCESS_KEY_ID": "key", "AWS_SECRET_ACCESS_KEY": "secret",
+                    "AWS_DEFAULT_REGION": "us-east-1", "STORAGE_EMULATOR_HOST": gcs_url,
+                    "TENSORSTORE_GCS_HTTP_URL": gcs_url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}  # fmt: skip
+        for name, value in settings.items():
+            m.setenv(name, value)
+        commands = Commands()
 
-    def run(place, *flags, **disturbed):
-        hook = ("killed", disturbed) if disturbed else None
-        argv = (f"--config={recipe}:steps=12", f"--workdir={place}/run", f"--config.data.root={place}/data", *flags)
-        return commands.run("train", *argv, cwd=ROOT, hook=hook, timeout=240)
+        def run(place, *flags, **disturbed):
+            hook = ("killed", disturbed) if disturbed else None
+            argv = (f"--config={recipe}:steps=12", f"--workdir={place}/run", f"--config.data.root={place}/data", *flags)
+            return commands.run("train", *argv, cwd=ROOT, hook=hook, timeout=240)
 
-    try:
-        done = run(remote, moment="saving", n=2)
-        assert done.status == -9, done.err
-        done = run(remote, "--config.loader.workers=1")
-        assert done.status == 0 and "resuming at step 4" in done.out, done.err
-        done = run(tmp_path)
+        done = run(folder)
         assert done.status == 0, done.err
-        options = f"--workdir={remote}/run", "--checkpoint=latest"
-        evaluated = commands.run("evaluate", *options, "--conditions=true", "--bootstrap=0", "--pictures=0", cwd=ROOT)
-        assert evaluated.status == 0, evaluated.err
-        predicted = commands.run("predict", *options, "--input=testclip_0_10000", f"--output={remote}/out", cwd=ROOT)
-        assert predicted.status == 0, predicted.err
-    finally:
+        yield Clouds({"s3": s3, "gs": gcs}, commands, folder, run)
         commands.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme, client", [("s3", "s3fs"), ("gs", "gcsfs")])
+def test_the_real_clients_resume_a_killed_run(request, scheme, client):
+    """Data and run in the bucket: killed while saving, resumed with data processes, evaluated, predicted."""
+    pytest.importorskip(client)
+    clouds = request.getfixturevalue("clouds")
+    store, remote = clouds.stores[scheme], f"{scheme}://bucket"
+    copied(clouds.folder / "data", store, "data")
+    done = clouds.train(remote, moment="saving", n=2)
+    assert done.status == -9, done.err
+    done = clouds.train(remote, "--config.loader.workers=1")
+    assert done.status == 0 and "resuming at step 4" in done.out, done.err
+    assert metrics(store, "run") == (clouds.folder / "run" / "metrics.jsonl").read_bytes()
+
+    options, run = (f"--workdir={remote}/run", "--checkpoint=latest"), clouds.commands.run
+    done = run("evaluate", *options, "--conditions=true", "--bootstrap=0", "--pictures=0", cwd=ROOT)
+    assert done.status == 0, done.err
+    done = run("predict", *options, "--input=testclip_0_10000", f"--output={remote}/out", cwd=ROOT)
+    assert done.status == 0, done.err
     names = store.names("bucket")
-    assert metrics(store, "run") == (tmp_path / "run" / "metrics.jsonl").read_bytes()
     assert any(name.startswith("run/tensorboard/events") for name in names)
     assert {"run/evaluation/test.json", "run/evaluation/test_clips.csv", "out/predictions.json"} <= set(names)
     assert sum(name.startswith("out/masks/") for name in names) == 5
