@@ -22,6 +22,7 @@ def install(moment: str = "", n: int = 1, delay: float = 0.0, inside: str = "", 
     Args:
       moment: "step": when the n-th step of this process has been handed to the devices.
         "evaluation": in the n-th clip that is evaluated.
+        "save": when the n-th save begins.
         "saving": in the background of the n-th save, all files written but none renamed yet, `delay` seconds later;
           the training goes on meanwhile.
         "files": before the n-th change of a file or folder under `inside`; with `only`, of those that begin so.
@@ -36,9 +37,7 @@ def install(moment: str = "", n: int = 1, delay: float = 0.0, inside: str = "", 
         os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
     if moment:
         count = _Count(n, lambda: _disturb(number, full, crash))
-        {"step": _step, "evaluation": _evaluation, "saving": _saving, "files": _files, "line": _line, "clock": _clock}[
-            moment
-        ](count, delay, inside, only)
+        globals()[f"_{moment}"](count, delay, inside, only)
 
 
 def _disturb(number, full, crash):
@@ -95,6 +94,17 @@ def _evaluation(count, *_):
         return fetch(*args)
 
     streaming._fetch = counted
+
+
+def _save(count, *_):
+    from avs_jax.training.checkpoint import Checkpoints
+
+    def save(self, *args, save=Checkpoints.save, **options):
+        self.wait()
+        count("save")
+        return save(self, *args, **options)
+
+    Checkpoints.save = save
 
 
 def _saving(count, delay, *_):

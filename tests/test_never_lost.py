@@ -259,7 +259,7 @@ def test_what_cannot_be_read_now_is_not_damaged(finished, tmp_path, monkeypatch)
 
     for error in (PermissionError(13, "Permission denied"), ValueError("UNAVAILABLE: try again")):
 
-        def broken(*_, error=error):
+        def broken(*_, error=error, **options):
             raise error
 
         monkeypatch.setattr(checkpoint._Manager, "restore", broken)
@@ -289,10 +289,10 @@ def test_resumed_on_two_devices_and_back_on_one(run, undisturbed, tmp_path):
 # ---- A full disk
 
 
-@pytest.mark.parametrize("limit, what", [(6000, "optimizer/_METADATA"), (800, "arrays")])
-def test_disk_full_in_a_save(run, undisturbed, tmp_path, limit, what):
-    """No file grows beyond `limit` bytes from step 7 on: what Python writes fails, or what Orbax writes in C++."""
-    done = run(tmp_path, "--config.log.every_steps=16", moment="step", n=7, full=limit)
+@pytest.mark.parametrize("limit", [6000, 800])
+def test_disk_full_in_a_save(run, undisturbed, tmp_path, limit):
+    """No file grows beyond `limit` bytes from the third save on: meta data of Orbax's fail, or arrays as well."""
+    done = run(tmp_path, "--config.log.every_steps=16", moment="save", n=3, full=limit)
     assert done.status == 1, done.err
     line = [line for line in done.err.splitlines() if line.startswith("error: ")]
     assert len(line) == 1 and "Traceback" not in done.err
@@ -303,11 +303,12 @@ def test_disk_full_in_a_save(run, undisturbed, tmp_path, limit, what):
 
 
 def test_disk_full_in_the_metrics(run, undisturbed, tmp_path):
-    done = run(tmp_path, "--config.log.every_steps=1", moment="step", n=7, full=500)
+    flags = "--config.log.every_steps=1", "--config.checkpoint.every_steps=100"
+    done = run(tmp_path, *flags, moment="line", n=26, full=500)
     assert done.status == 1 and "Traceback" not in done.err
     assert re.search(r"^error: .*metrics.jsonl could not be written: File too large; the checkpoints are as they were",
                      done.err, re.M)  # fmt: skip
-    assert steps(tmp_path) == {6}
+    assert steps(tmp_path) == {8}
     finish(run, tmp_path, undisturbed)
 
 
@@ -418,10 +419,10 @@ def test_a_file_that_vanishes_costs_no_step(tmp_path, monkeypatch, capsys):
         return following(self, batches)
 
     monkeypatch.setattr(loop.Loop, "_next", vanishing)
-    with pytest.raises(InputError, match=rf"{frame.name}.*no such file"):
+    with pytest.raises(InputError, match=f"{frame.name} missing"):
         train(config, tmp_path / "run")
     monkeypatch.undo()
-    (last,) = steps(tmp_path / "run")
+    last = max(steps(tmp_path / "run"))
     assert last >= 5 and f"the state of step {last} was saved before this error" in capsys.readouterr().err
     frame.write_bytes(there)
     result = train(config, tmp_path / "run")
@@ -443,4 +444,4 @@ def test_loss_that_is_not_a_number_is_not_saved(tmp_path):
     config = recipe(**{"method.nan_after": 6, "checkpoint.every_steps": 4})
     with pytest.raises(TrainingError, match="not finite"):
         train(config, tmp_path)
-    assert steps(tmp_path) == {4}
+    assert max(steps(tmp_path)) == 6  # good, and saved for its evaluation; step 8 would have been next

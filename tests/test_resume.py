@@ -8,14 +8,9 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-
-ROOT = Path(__file__).parent.parent
-RECIPE = ROOT / "tests" / "recipes" / "small.py"
+from runs import RECIPE, ROOT, assert_same_run
 
 
 def start(workdir, *flags, steps=30):
@@ -39,31 +34,12 @@ def wait_for_step(process, step):
     return False
 
 
-def arrays(workdir, step):
-    """Every array of a checkpoint, by path."""
-    found = {}
-    for item in ("variables", "optimizer"):
-        with ocp.StandardCheckpointer() as reader:
-            tree = reader.restore(workdir / "checkpoints" / str(step) / item)
-        leaves = ocp.tree.to_flat_dict(tree, sep="/")
-        found |= {f"{item}/{k}": np.asarray(v) for k, v in leaves.items() if v is not None}
-    return found
-
-
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("whole")
     code, output = finish(start(workdir))
     assert code == 0, output
     return workdir
-
-
-def assert_same_run(a, b, step=30):
-    assert (a / "metrics.jsonl").read_bytes() == (b / "metrics.jsonl").read_bytes()
-    first, second = arrays(a, step), arrays(b, step)
-    assert first.keys() == second.keys() and len(first) > 20
-    for name in first:
-        assert first[name].dtype == second[name].dtype and first[name].tobytes() == second[name].tobytes(), name
 
 
 def test_killed_at_random_moments(uninterrupted, tmp_path):
@@ -79,7 +55,7 @@ def test_killed_at_random_moments(uninterrupted, tmp_path):
     code, output = finish(start(tmp_path))
     assert code == 0, output
     assert killed >= 2 and "resuming at step" in output
-    assert_same_run(uninterrupted, tmp_path)
+    assert_same_run(uninterrupted, tmp_path, 30)
     steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert steps == sorted(steps) and steps[-1] == 30
 
@@ -99,7 +75,7 @@ def test_interrupted_politely(uninterrupted, tmp_path):
     assert code == 130 and "SIGINT" in output and "Traceback" not in output
     code, output = finish(start(tmp_path))
     assert code == 0 and "resuming at step" in output
-    assert_same_run(uninterrupted, tmp_path)
+    assert_same_run(uninterrupted, tmp_path, 30)
 
 
 def test_finished_run_stays_as_it_is(uninterrupted):
