@@ -37,13 +37,13 @@ def start(module, *flags, count=1, devices=1, slurm=False, environment=None):
             command += ["--distributed"]
         elif count > 1:
             command += [f"--coordinator=127.0.0.1:{port}", f"--process_count={count}", f"--process_id={index}"]
-        environment = {**os.environ, **own, **(environment or {})}
-        processes.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+        whole = {**os.environ, **own, **(environment or {})}
+        processes.append(subprocess.Popen(command, cwd=ROOT, env=whole, text=True, stdout=subprocess.PIPE,
                                           stderr=subprocess.STDOUT, start_new_session=True))  # fmt: skip
     return processes
 
 
-def ends(processes, timeout=240):
+def ends(processes, timeout=120):
     """(status, output) of each; they are killed if they do not end."""
     try:
         outputs = [process.communicate(timeout=timeout)[0] for process in processes]
