@@ -256,8 +256,9 @@ class RemotePath:
             return self.filesystem.open(self.key, mode, **options)
 
     def read_bytes(self) -> bytes:
+        once = {"max_concurrency": 1} if self._scheme == "s3" else {}  # s3fs would ask for the size of every file first
         with _told(self):
-            return self.filesystem.cat_file(self.key)
+            return self.filesystem.cat_file(self.key, **once)
 
     def read_text(self, encoding: str = "utf-8") -> str:
         return self.read_bytes().decode(encoding)
