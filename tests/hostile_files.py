@@ -12,7 +12,7 @@ import fuzzing_seeds
 import numpy as np
 import soundfile
 import torch_writer as tw
-from fuzzing_media import _chunk, _chunks
+from fuzzing_media import _chunk
 from media_files import tone, write_video
 from PIL import Image
 from torch_writer import T
@@ -58,6 +58,14 @@ def _archive(raw: bytes, **patch) -> bytes:
     return bytes(data)
 
 
+def _flagged(flags: bytes) -> bytes:
+    """A torch archive whose numbers have these flags in the central directory: encrypted, or a patch."""
+    data = bytearray(tw.zip_bytes({"a": T(np.ones(3, np.float32))}))
+    at = data.rfind(b"archive/data/0") - 46
+    data[at + 8 : at + 10] = flags
+    return bytes(data)
+
+
 def _bomb() -> bytes:
     """16 MB of zeros, compressed."""
     stream = io.BytesIO()
@@ -73,10 +81,10 @@ def _png(width: int, height: int, *more: tuple[bytes, bytes]) -> bytes:
 
 
 def _idat() -> bytes:
-    """A whole picture, and after it a chunk of pixels of 4 GiB."""
-    chunks = _chunks(fuzzing_seeds.pngs()["0.png"])
-    data = b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*c) for c in chunks[:-1])
-    return data + struct.pack(">I", (1 << 32) - 1) + b"IDAT" + bytes(8)
+    """A picture whose pixels are there, in a chunk that says it has 4 GiB."""
+    data = fuzzing_seeds.pngs()["0.png"]
+    at = data.index(b"IDAT")
+    return data[: at - 4] + struct.pack(">I", (1 << 32) - 1) + data[at:]
 
 
 def _jpeg(width: int, height: int) -> bytes:
@@ -141,7 +149,7 @@ def _coco(change):
     return make
 
 
-ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal
+ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal; "": it is read
     "argument copied": (
         "pickle",
         "x.pkl",
@@ -178,8 +186,8 @@ ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argumen
         b"\x80\x02" + _call(b"collections\nOrderedDict", b"]", LAUGHS, b"N\x86a") + b".",
         "a dict",
     ),
-    "laughs as a storage": ("zip", "x.pth", _archive(b"\x80\x02" + LAUGHS + b"Q."), "undamaged"),
-    "deep as a storage": ("zip", "x.pth", _archive(b"\x80\x02" + DEEP + b"Q."), "undamaged"),
+    "laughs as a storage": ("zip", "x.pth", _archive(b"\x80\x02(" + LAUGHS + b"K\x00K\x00K\x00K\x00tQ."), "undamaged"),
+    "deep as a storage": ("zip", "x.pth", _archive(b"\x80\x02(" + DEEP + b"K\x00K\x00K\x00K\x00tQ."), "undamaged"),
     "deep as a count": (
         "zip",
         "x.pth",
@@ -200,8 +208,8 @@ ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argumen
         "possible shape",
     ),
     "expanded": ("pickle", "x.pkl", _tensor(_numbers(1 << 40), _numbers(0)), "repeats its storage"),
-    "archive with a password": ("zip", "x.pth", _archive(b"\x80\x02}.", _8=b"\x01\x00"), "encrypted"),
-    "archive with a patch": ("zip", "x.pth", _archive(b"\x80\x02}.", _8=b"\x20\x00"), "patched"),
+    "archive with a password": ("zip", "x.pth", lambda: _flagged(b"\x01\x00"), "encrypted"),
+    "archive with a patch": ("zip", "x.pth", lambda: _flagged(b"\x20\x00"), "patched"),
     "archive that unpacks": ("zip", "x.pth", _bomb, "stored uncompressed"),
     "member of 4 GiB": ("zip", "x.pth", _archive(b"\x80\x02}.", _20=b"\xfe\xff\xff\xff" * 2), "members that claim"),
     "safetensors of one long header": (
@@ -218,7 +226,7 @@ ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argumen
     ),
     "png of 4 billion squared": ("png", "x.png", _png((1 << 31) - 1, (1 << 31) - 1), "x.png"),
     "png of 30000 squared": ("png", "x.png", _png(30000, 30000), "x.png"),
-    "png with 4 GiB of pixels": ("png", "x.png", _idat, "a whole image"),
+    "png with 4 GiB of pixels": ("png", "x.png", _idat, ""),
     "png with a text that unpacks": (
         "png",
         "x.png",

@@ -112,8 +112,8 @@ def verdicts(tmp_path_factory):
 @pytest.mark.parametrize("name", hostile_files.ROWS)
 def test_hostile_files(verdicts, name):
     verdict, text = verdicts.get(name, ("crashed", ""))
-    assert verdict == "refused", text
     words = hostile_files.ROWS[name][3]
+    assert verdict == ("refused" if words else "read"), text
     assert words in text, text
 
 
