@@ -11,11 +11,11 @@ else, augmentation above all, is done when clips are read. The clips are the sam
 on one goes on from the other.
 
 --codec=raw writes frames as they are, the fastest to read; compressed (neighbours' differences, zstd) takes about 60 %
-of the space of photographs at three times the reading time. Both are lossless; labels are written as runs.
+of the space of photographs and twice the time to read. Both are lossless; labels are written as runs.
 
 An interrupted or killed run goes on when the same command is given again, with the same bytes in the end, whatever the
 number of workers; given once more, it checks the shards and makes those again that are missing or damaged. Exits with 0
-when all is packed, 1 when bad clips were left out (--skip_bad), 2 on bad input, 130 when interrupted.
+when all is packed, 1 when bad clips were left out (--skip_bad), 2 on bad input, 130 or 143 when interrupted.
 """
 
 import argparse
