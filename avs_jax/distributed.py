@@ -205,7 +205,28 @@ class _Watch(threading.Thread):
         self._every = min(LOOK_EVERY, lost_after / 4)
         self._finishing, self._leaving, self._done = False, False, threading.Event()
         self._beats = {i: ("", time.monotonic()) for i in range(count)}  # process -> its last beat, seen when
+        self._looked = time.monotonic()
         _abort_later()
+        if index:
+            threading.Thread(target=self._doubt, name="doubt", daemon=True).start()
+
+    def _doubt(self):
+        """jax's client answers nothing once it has begun to abort. Is process 0 there at all?"""
+        from jax._src import distributed
+
+        host, _, port = distributed.global_state.coordinator_address.rpartition(":")
+        while not self._done.wait(0.5):
+            if time.monotonic() - self._looked > self._every + 1.5 and not self._finishing:
+                try:
+                    socket.create_connection((host.strip("[]"), int(port)), timeout=2).close()
+                except ConnectionRefusedError as error:
+                    self._gone(error)
+                except OSError:
+                    pass  # slow is not gone
+
+    def _gone(self, error):
+        line = self._words(0, f"was lost, and with it the service of all ({_line(error)})")
+        _exit(line, 1)  # there is nobody left to tell
 
     def run(self):
         beat = 0
@@ -216,10 +237,11 @@ class _Watch(threading.Thread):
                 stopped = self._read("stopped")
                 if self.index == 0 and not stopped:
                     self._look()
+                self._looked = time.monotonic()
             except Exception as error:
                 if self._finishing or self._done.is_set():
                     return
-                self._follow(0, f"was lost, and with it the service of all ({_line(error)})")
+                self._gone(error)
             for index in sorted(stopped.keys() - {self.index} if not self._leaving else ()):
                 self._follow(index, stopped[index])
 
@@ -243,8 +265,13 @@ class _Watch(threading.Thread):
             self._client.key_value_set(f"{ROOM}/stopped/{index}", why)
 
     def _follow(self, index: int, why: str):
-        self._leave(f"error: process {index} of {self.count} {why}; process {self.index} stops too. "
-                    "The same command, for all processes, goes on from the last checkpoint.", 1)  # fmt: skip
+        self._leave(self._words(index, why), 1)
+
+    def _words(self, index: int, why: str) -> str:
+        return (
+            f"error: process {index} of {self.count} {why}; process {self.index} stops too. "
+            "The same command, for all processes, goes on from the last checkpoint."
+        )
 
     def _leave(self, line: str, status: int):
         """Process 0 goes last: the others could not ask any more."""

@@ -104,6 +104,6 @@ def test_the_local_launcher(tmp_path):
                           capture_output=True, timeout=240)  # fmt: skip
     assert done.returncode == 0, done.stdout
     assert "[0] step 3/3" in done.stdout
-    done = subprocess.run([*command, f"--workdir={tmp_path / 'bad'}", "--config.batch_size=3"], cwd=runs.ROOT,
+    done = subprocess.run([*command, f"--workdir={tmp_path / 'bad'}", "--config.mesh.fsdp=3"], cwd=runs.ROOT,
                           env=environment, text=True, capture_output=True, timeout=240)  # fmt: skip
-    assert done.returncode == 2 and "[1] error: batch_size: expected " in done.stdout, done.stdout
+    assert done.returncode == 2 and "[1] error: mesh.fsdp: expected " in done.stdout, done.stdout

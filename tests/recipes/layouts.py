@@ -27,7 +27,9 @@ def get_config(arg=None):
 
 def _of(method):
     if method == "small":
-        return _recipe("tests/recipes/small.py").get_config()
+        c = _recipe("tests/recipes/small.py").get_config()
+        c.method.name = str(ROOT / "tests" / "recipes" / "small_method.py")
+        return c
     c = _recipe(f"configs/{method}.py").get_config("dataset=synthetic,scale=tiny")
     if method == "cavp":
         c.method.update(width=4, channels=12, low=4, projector=8, audio_width=4, max_views=8)
