@@ -48,7 +48,7 @@ def train(config, workdir) -> Result:
     from avs_jax.training.state import TrainState
     from avs_jax.training.step import make_train_step
     from avs_jax.training.validation import validate
-    from avs_jax.training.workdir import prepare
+    from avs_jax.training.workdir import prepare, writable
 
     # ---- What to train, on what, where
     clock.enter("data")
@@ -83,7 +83,9 @@ def train(config, workdir) -> Result:
     def initialise():
         return build.load_pretrained(config, method, method.init(key, example))
 
-    variables = None if (workdir / "checkpoints").is_dir() else initialise()
+    with writable(workdir):
+        begun = (workdir / "checkpoints").is_dir()
+    variables = None if begun else initialise()
     prepare(workdir)
     checkpoints = open_checkpoints(workdir, keep=config.checkpoint.keep, best=config.eval.best)
     restored = checkpoints.restore(abstract, identity)

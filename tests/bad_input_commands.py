@@ -172,7 +172,7 @@ LONG = "x" * 300
 LOCKED = {  # into the folder `locked`, which may only be read
     f"{TRAIN} --workdir=locked": "locked; can be written to; Permission denied",
     f"{TRAIN} --workdir=locked/out": "locked/out; can be written to; Permission denied",
-    f"{EVALUATE} --output=locked/out": "--output, locked/out; no permission to write in locked",
+    f"{EVALUATE} --output=locked/out": "--output, locked/out; no permission to write in",
     f"{PREDICT} --input=clip.mp4 --output=locked": "locked; can be written to; Permission denied",
     f"{PREDICT} --input=clip.mp4 --output=locked/out": "locked/out; Permission denied",
     f"{ATTENTION} --output=locked/x.png": "--output; no permission to write in",

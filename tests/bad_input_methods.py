@@ -149,6 +149,8 @@ KEYS = {
     "a key misspelt": (other("conv1", name="resnet.cnv1.weight"), "cnv1"),
     "a key too many": (lambda found: found | {"classifier.weight": np.zeros(3, np.float32)}, "classifier.weight"),
     "another shape": (other("conv1", value=lambda a: a[..., :1]), "conv1"),
+    "NaN": (other("conv1", value=lambda a: np.full_like(a, np.nan)), "resnet.conv1.weight; finite numbers; NaN"),
+    "infinity": (other("bn1", value=lambda a: np.full_like(a, np.inf)), "resnet.bn1.weight; finite numbers; inf"),
     "nothing": (lambda found: {}, "missing"),
 }
 

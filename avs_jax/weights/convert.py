@@ -125,11 +125,20 @@ def read(weights) -> dict[str, np.ndarray]:
 
 
 def fill(variables, table: Table, state_dict: StateDict) -> dict:
-    """A copy of the variables' tree in which every key of the state dict has replaced what it stands for."""
+    """A copy of the variables' tree in which every key of the state dict has replaced what it stands for.
+
+    Raises:
+      InputError: numbers that are not finite.
+    """
     filled = jax.tree.map(lambda x: x, variables)  # new dicts, the same arrays
     for rule in table.rules:
         if rule.key in state_dict:
-            _put(filled, rule, to_ours(state_dict[rule.key], rule.layout))
+            value = to_ours(state_dict[rule.key], rule.layout)
+            if not np.isfinite(value).all():
+                bad = np.size(value) - int(np.isfinite(value).sum())
+                raise InputError(f"weights, '{rule.key}'", expected="finite numbers", found=f"{bad} NaN or infinite",
+                                 hint="The training that wrote them has diverged.")  # fmt: skip
+            _put(filled, rule, value)
     return filled
 
 
