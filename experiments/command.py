@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from avs_jax import cli
 from avs_jax.errors import InputError, nearest
+from avs_jax.paths import local_path
 from experiments import report, running
 from experiments.tables import Comparison, Job, Setup, Table, job_of
 
@@ -48,7 +49,7 @@ def main(make: Callable[[Setup], Table], description: str, argv: Sequence[str] |
         seeds = args.seeds or list(table.seeds)
         table = with_comparisons(table, args.compare, seeds)
         jobs = select(table, setup, seeds, args.only)
-        folder = Path(args.workdir).expanduser().resolve() / f"{setup.dataset}-{setup.scale}"
+        folder = local_path(args.workdir, "--workdir").resolve() / f"{setup.dataset}-{setup.scale}"
         if args.dry_run:
             print("\n".join(plan(jobs, folder / "runs")))
             return 0
