@@ -289,7 +289,7 @@ def test_resumed_on_two_devices_and_back_on_one(run, undisturbed, tmp_path):
 # ---- A full disk
 
 
-@pytest.mark.parametrize("limit", [6000, 800])
+@pytest.mark.parametrize("limit", [800, pytest.param(6000, marks=pytest.mark.slow)])
 def test_disk_full_in_a_save(run, undisturbed, tmp_path, limit):
     """No file grows beyond `limit` bytes from the third save on: meta data of Orbax's fail, or arrays as well."""
     done = run(tmp_path, "--config.log.every_steps=16", moment="save", n=3, full=limit)
