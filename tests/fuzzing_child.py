@@ -112,7 +112,8 @@ def outcome(read, path: Path, watch: Watch) -> tuple[str, str]:
             read(path)
     except InputError as error:
         verdict, text = "refused", str(error)
-        if any(word in text for word in ("annot allocate", "MemoryError", "ut of memory")):
+        # "Cannot allocate memory" is FFmpeg's word for a declared size above its own limit; nothing was taken.
+        if any(word in text for word in ("MemoryError", "ut of memory")):
             verdict = "out of memory"
         elif len(text) > 4000:
             verdict = "endless message"

@@ -149,7 +149,8 @@ def _coco(change):
     return make
 
 
-ROWS = {  # name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal; "": it is read
+# name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal ("": read)
+ROWS = {
     "argument copied": (
         "pickle",
         "x.pkl",

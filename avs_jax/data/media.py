@@ -141,6 +141,12 @@ def _audio_stream(container, path):
     return stream
 
 
+def _check_sound(path, rate: int, channels: int) -> None:
+    if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
+        raise InputError(path, expected=f"sound of {RATES[0]} to {RATES[1]} Hz, 1 to {MAX_CHANNELS} channels",
+                         found=f"{rate} Hz, {channels} channels")  # fmt: skip
+
+
 class _Span:
     """The stretch of time that a stream's packets cover; how many there are, and how many of them are shown."""
 
@@ -178,8 +184,9 @@ def _scan(container, streams) -> list[_Span]:
     return [spans[stream.index] for stream in streams]
 
 
-def _sound_info(stream, span: _Span, origin: float) -> SoundInfo:
+def _sound_info(stream, span: _Span, origin: float, path) -> SoundInfo:
     context = stream.codec_context
+    _check_sound(path, context.sample_rate, context.layout.nb_channels)
     first = span.first or 0.0
     return SoundInfo(first - origin, max(span.last, first) - origin, context.sample_rate, context.layout.nb_channels,
                      context.name)  # fmt: skip
@@ -223,7 +230,7 @@ def probe(path: str | Path, *, need_sound: bool = False) -> VideoInfo:
         rotation = round(first.rotation / 90) % 4 * 90
         origin = first.time if first.time is not None else (span.first or 0.0)
         sideways = rotation in (90, 270)
-    track = _sound_info(sound, spans[1], origin) if sound and spans[1].count else None
+    track = _sound_info(sound, spans[1], origin, path) if sound and spans[1].count else None
     if track is not None and abs(track.start) > HOLE:
         raise InputError(path, expected="sound that begins within an hour of the picture", found=f"{track.start:.0f} s")
     return VideoInfo(
@@ -250,7 +257,7 @@ def probe_sound(path: str | Path) -> SoundInfo:
         (span,) = _scan(container, [stream])
         if not span.count:
             raise InputError(path, expected="sound", found="an empty audio track")
-        return _sound_info(stream, span, span.first or 0.0)
+        return _sound_info(stream, span, span.first or 0.0, path)
 
 
 def read_frames(path: str | Path) -> Iterator[Frame]:
@@ -303,9 +310,7 @@ def read_sound_blocks(path: str | Path, origin: float = 0.0) -> Iterator[tuple[n
             samples = _samples(frame)
             if rate is None:
                 rate, channels = frame.sample_rate, samples.shape[1]
-                if not (RATES[0] <= rate <= RATES[1] and 1 <= channels <= MAX_CHANNELS):
-                    raise InputError(path, expected=f"{RATES[0]} to {RATES[1]} Hz, at most {MAX_CHANNELS} channels",
-                                     found=f"{rate} Hz, {channels} channels")  # fmt: skip
+                _check_sound(path, rate, channels)
             if (frame.sample_rate, samples.shape[1]) != (rate, channels):
                 raise InputError(path, expected=f"{rate} Hz and {channels} channels throughout",
                                  found=f"{frame.sample_rate} Hz and {samples.shape[1]}")  # fmt: skip
