@@ -149,7 +149,7 @@ def _coco(change):
     return make
 
 
-# name -> kind of reader, file, its bytes (or a function of no argument, or of the path), words of the refusal ("": read)
+# name -> kind of reader, file, its bytes (or a function of no argument, or of a path), words of the refusal ("": read)
 ROWS = {
     "argument copied": (
         "pickle",
