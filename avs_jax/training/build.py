@@ -99,7 +99,7 @@ def parts(config) -> int:
       InputError: the devices cannot share each part evenly.
     """
     n, devices = config.accumulate, jax.device_count()
-    if n < 1 or config.batch_size % (n * devices):
+    if n != 1 and (n < 1 or config.batch_size % (n * devices)):  # the whole batch is the layout's to check
         raise InputError("accumulate", expected=f"parts of batch_size = {config.batch_size} clips that are multiples of "
                          f"the {devices} device(s)", found=f"{n} parts")  # fmt: skip
     return n
