@@ -37,7 +37,7 @@ LOADED = (
     "encodings.utf_8_sig",
     "encodings.raw_unicode_escape",
     "encodings.unicode_escape",
-    "encodings.utf_16",
+    *(f"encodings.utf_{kind}" for kind in ("16", "16_be", "16_le", "32", "32_be", "32_le")),
     "avs_jax.config_check",
     "PIL.PngImagePlugin",
     "PIL.JpegImagePlugin",
