@@ -27,7 +27,8 @@ def train(config, workdir) -> Result:
 
     Args:
       config: see `avs_jax.config.defaults`.
-      workdir: a folder, or one on gs:// or s3://; gets config.json, checkpoints/, metrics.jsonl, timing.jsonl, tensorboard/.
+      workdir: a folder, also on gs:// or s3://; gets config.json, checkpoints/, metrics.jsonl, timing.jsonl and
+        tensorboard/.
     Raises:
       InputError: a bad config or data set, or a workdir that another run began.
       TrainingError: loss or gradient was not finite, or the disk is full.

@@ -243,8 +243,8 @@ def stepper(method, seed=0, ema=0.0, accumulate=1):
     params = {"w": jnp.ones(3), "still": jnp.ones(2)}
     labels = method.param_groups(params)
     tx = optimizer.make_optimizer(c, labels, 10)
-    step = make_train_step(method, tx, trainable=optimizer.trainable(c, labels), seed=seed, ema=ema, accumulate=accumulate,
-                           learning_rate=optimizer.learning_rate(c, 10))  # fmt: skip
+    step = make_train_step(method, tx, trainable=optimizer.trainable(c, labels), seed=seed, ema=ema,
+                           accumulate=accumulate, learning_rate=optimizer.learning_rate(c, 10))  # fmt: skip
     return jax.jit(step), TrainState.create({"params": params, "count": jnp.zeros(())}, tx, ema=ema > 0)
 
 
@@ -285,9 +285,9 @@ def test_accumulated_run(tmp_path):
         train(recipe(**options, accumulate=n), tmp_path / str(n)).state.params["head"]["kernel"] for n in (1, 2)
     )
     assert 0 < np.abs(np.asarray(whole) - np.asarray(parts)).max() < 0.02  # dropout and statistics differ, no more
-    with pytest.raises(InputError, match="parts of batch_size = 4 clips.*found 3 parts"):
+    with pytest.raises(InputError, match=r"parts of batch_size = 4 clips.*found 3 parts"):
         train(recipe(**options, accumulate=3), tmp_path / "3")
-    with pytest.raises(InputError, match="accumulate.*as the run was started with"):
+    with pytest.raises(InputError, match=r"accumulate.*as the run was started with"):
         train(recipe(**options, accumulate=4), tmp_path / "2")
 
 

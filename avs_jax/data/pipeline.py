@@ -181,7 +181,7 @@ def train_batches(
     if len(source) == 0:
         raise InputError("data source", expected="at least one clip", found="none")
     transform = augmentation.make(augment) if augment is not None else None
-    # random_map stands before the process takes its rows: a clip's random numbers come from its place in the global order.
+    # random_map stands before the process takes its rows: a clip's random numbers come from its place among all.
     clips = _shuffled(len(source), seed).random_map(_Load(source, transform), seed=_stream(seed, 1))
     rows = slice(process_index * local, (process_index + 1) * local)
     clips = grain.MapDataset.source(_Rows(clips, rows, batch_size))

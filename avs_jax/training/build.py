@@ -100,8 +100,8 @@ def parts(config) -> int:
     """
     n, devices = config.accumulate, jax.device_count()
     if n != 1 and (n < 1 or config.batch_size % (n * devices)):  # the whole batch is the layout's to check
-        raise InputError("accumulate", expected=f"parts of batch_size = {config.batch_size} clips that are multiples of "
-                         f"the {devices} device(s)", found=f"{n} parts")  # fmt: skip
+        raise InputError("accumulate", expected=f"parts of batch_size = {config.batch_size} clips that are multiples "
+                         f"of the {devices} device(s)", found=f"{n} parts")  # fmt: skip
     return n
 
 

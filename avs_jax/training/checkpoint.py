@@ -283,7 +283,7 @@ def load_checkpoint(workdir, which: str = "best"):
         except DamagedError as error:
             print(f"checkpoint {folder / str(step)} is damaged ({error}); trying another", file=sys.stderr)
     raise InputError(folder, expected="a checkpoint", found="only damaged ones" if saved else "none",
-                     hint="Has training saved yet?")  # fmt: skip
+                     hint="Train again, into another folder." if saved else "Has training saved yet?")  # fmt: skip
 
 
 def _read_variables(path: Path, meta) -> dict:
