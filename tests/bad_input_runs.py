@@ -120,12 +120,12 @@ OTHERS = [
             DEFAULTS + "    c.method.update(name='tpavi', setting='ms3', backbone='resnet10', width=4, channels=4,\n"
             "        neck_dilations=(1, 2), head_channels=(4, 4), audio_width=2, audio_hidden=8)\n"
             "    c.data.update(source='synthetic', image_size=32)\n    return c\n"))),
-    Row("run: its data set has other classes than its method", "data.eval; 71 classes; found 9",
+    Row("run: its data set has other classes than its method", "method.num_classes; expected 9, the classes; found 71",
         "train --config=classes.py --workdir=out",
         at("classes.py", put(
             DEFAULTS + "    c.method.update(name='tpavi', setting='avss')\n"
             "    c.data.update(source='synthetic', setting='semantic', image_size=32)\n    return c\n"))),
-    Row("run: classes of a method without them", "data.eval; 22 classes; found 2",
+    Row("run: classes of a method without them", "method.num_classes; expected 2, the classes; found 22",
         "train --config=recipe.py --workdir=out --config.method.name=cavp.py", at("cavp.py", put(
             "from avs_jax.methods import cavp\n\n\ndef create(nan_after=0, width=6):\n"
             "    return cavp.create('vpo_ss', backbone='resnet10', width=4)\n"))),

@@ -267,10 +267,12 @@ def test_a_workdir_brings_no_program_along(name, tmp_path, monkeypatch):
     workdir = tmp_path / "runs" / "sent"
     workdir.mkdir(parents=True)
     (workdir / "method.py").write_text("raise SystemExit('ran')")
-    (workdir / "config.json").write_text(json.dumps({"method": {"name": name}}))
+    config = configs.defaults().to_dict()
+    (workdir / "config.json").write_text(json.dumps(config | {"method": {"name": name}}))
     with pytest.raises(InputError, match=r"method\.name.*outside"):
         configs.load(workdir / "config.json")
     monkeypatch.chdir(workdir)
     for name in ("my_lab/method.py", "tpavi"):
-        (workdir / "config.json").write_text(json.dumps({"method": {"name": f"../{name}" if "/" in name else name}}))
+        method = {"name": f"../{name}" if "/" in name else name}
+        (workdir / "config.json").write_text(json.dumps(config | {"method": method}))
         assert configs.load("config.json").method.name.endswith(name)

@@ -23,9 +23,9 @@ def validate(config, method) -> None:
     config_check.check(config)
     parts(config)
     augment.make(config.augment.to_dict())
-    _check_figure(config.eval.best, method)
     check_canvases(config, method)
     _check_data(config, method)
+    _check_figure(config.eval.best, method)
 
 
 def _check_figure(name: str, method) -> None:
@@ -37,6 +37,8 @@ def _check_figure(name: str, method) -> None:
 
 def _check_data(config, method) -> None:
     """Opens what the run will evaluate on; of data for later only the options are looked at, not whether they exist."""
+    from avs_jax.training.build import check_classes
+
     needed = {"eval", config_check.SPLITS.get(config.eval.report)}
     for split in ("eval", "test"):
         try:
@@ -46,7 +48,5 @@ def _check_data(config, method) -> None:
                 hint = f"It is what data.{split} names. {error.hint}".strip()
                 raise InputError(error.where, expected=error.expected, found=error.found, hint=hint) from None
             continue
-        classes = len(source.class_names)
-        if split in needed and method.num_classes not in (1, classes):
-            expected = f"{method.num_classes} classes, as the method '{method.name}' has"
-            raise InputError(f"data.{split}", expected=expected, found=str(classes))
+        if split in needed:
+            check_classes(method, source)
