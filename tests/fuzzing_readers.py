@@ -147,7 +147,7 @@ def damage_tree(rng, data, others):
     same = [content for other, content in others if Path(other).suffix == Path(name).suffix]
     if name.endswith("index.json") and rng.random() < 0.8:
         changed = fuzzing.jsoned(rng, data, same)
-        with contextlib.suppress(ValueError, TypeError, RecursionError):
+        with contextlib.suppress(ValueError, TypeError, AttributeError, KeyError, RecursionError):  # still an index
             tree = json.loads(changed)
             tree.pop("checksum")
             return packed_index.write(tree)
