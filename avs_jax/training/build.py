@@ -17,6 +17,7 @@ from avs_jax.errors import InputError, nearest
 from avs_jax.methods import Method, create
 from avs_jax.methods.batch import NO_CANVAS
 from avs_jax.training.interrupt import Interrupt
+from avs_jax.training.progress import say
 from avs_jax.training.workdir import writable
 
 PRECISIONS = ("float32", "bfloat16")
@@ -201,10 +202,12 @@ def evaluator(config, method, embed=None, interrupt=None):
 
 def announce(config, method, source, state, *, start: int, total: int) -> None:
     """One line on what is about to happen."""
-    if jax.process_index() == 0:
-        from avs_jax.weights.pretrained import describe
+    from avs_jax.weights.pretrained import describe
 
-        size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
-        begin = f"resuming at step {start}" if start else f"starting from {describe(config.pretrained)}"
-        print(f"{begin}: {method.name}, {size:.2f} M parameters, {len(source)} clips, {total} steps of "
-              f"{config.batch_size} on {jax.device_count()} {jax.default_backend()} device(s)", flush=True)  # fmt: skip
+    size = sum(x.size for x in jax.tree.leaves(state.params)) / 1e6
+    begin = f"resuming at step {start}" if start else f"starting from {describe(config.pretrained)}"
+    devices = f"{jax.device_count()} {jax.default_backend()} device(s)"
+    say(
+        f"{begin}: {method.name}, {size:.2f} M parameters, {len(source)} clips, "
+        f"{total} steps of {config.batch_size} on {devices}"
+    )

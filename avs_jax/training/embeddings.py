@@ -21,6 +21,7 @@ import numpy as np
 
 from avs_jax.paths import to_path
 from avs_jax.training.embedding_cache import Shards, SoundFiles, origin
+from avs_jax.training.progress import say
 from avs_jax.training.sharding import whole
 
 WINDOWS = 60  # of sound, in one batch: as fast per window as larger ones on a CPU
@@ -146,7 +147,7 @@ class Embedder:
                 todo = list(missing.values())
                 known |= self._compute(pool, encoder, shards, load, todo, origins, stop)
             elif clips:
-                _say(f"audio embeddings: {len(clips)} clips, all in {self.folder}")
+                say(f"audio embeddings: {len(clips)} clips, all in {self.folder}")
         embeddings = np.full((len(source), *encoder.shape), np.nan, np.float32)
         for i in clips:
             embeddings[i] = known.get(origins[i].key, np.nan)
@@ -161,7 +162,7 @@ class Embedder:
 
     def _compute(self, pool, encoder, shards, load, clips, origins, stop) -> dict[bytes, np.ndarray]:
         """Embeds `clips`, writing what is done after every `PART` of them and at the end, whatever the end."""
-        _say(f"audio embeddings: {len(clips)} clips to compute, once and for all runs; kept in {self.folder}")
+        say(f"audio embeddings: {len(clips)} clips to compute, once and for all runs; kept in {self.folder}")
         start, computed, part = time.perf_counter(), {}, {}
 
         def write():
@@ -184,7 +185,7 @@ class Embedder:
             write()
         self._write(shards.merge)
         seconds = time.perf_counter() - start
-        _say(f"audio embeddings: {len(computed)} computed in {seconds:.0f} s, {len(computed) / seconds:.1f} clips/s")
+        say(f"audio embeddings: {len(computed)} computed in {seconds:.0f} s, {len(computed) / seconds:.1f} clips/s")
         return computed
 
     def _write(self, write: Callable, *args) -> None:
@@ -192,7 +193,7 @@ class Embedder:
         try:
             write(*args)
         except OSError as error:
-            print(f"audio embeddings are not kept: {error}", file=sys.stderr, flush=True)
+            say(f"audio embeddings are not kept: {error}", error=True)
 
 
 def _loaded(pool, load, clips: Sequence[int], size: int, ahead: int = 2) -> Iterator[tuple[list[int], list]]:
@@ -214,11 +215,6 @@ def _bar(items, title: str, total: int):
     interval = 0.2 if sys.stderr.isatty() else 30.0
     return tqdm(items, title, total, unit="clip", leave=False, disable=jax.process_index() != 0, file=sys.stderr,
                 delay=SHOWN_AFTER, mininterval=interval, dynamic_ncols=True)  # fmt: skip
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 class WithEmbeddings:

@@ -17,6 +17,7 @@ import optax
 from avs_jax.errors import InputError
 from avs_jax.models.encoders import vggish
 from avs_jax.training.embeddings import Encoder
+from avs_jax.training.progress import say
 
 
 def load_audio(source) -> np.ndarray:
@@ -78,8 +79,8 @@ def teach(method, variables, source, audio, *, steps, batch_size, lr, seed):
         rows = rng.integers(0, train, batch_size)
         model, opt_state = step(model, opt_state, x[rows], y[rows].astype(np.float32))
     right = (_in_batches(jax.jit(lambda x: logits(model, x) > 0), x[train:]) == y[train:]).mean()
-    print(f"audio encoder: {steps} steps of naming sounds, {right:.1%} right on held-out clips, "
-          f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+    seconds = time.perf_counter() - start
+    say(f"audio encoder: {steps} steps of naming sounds, {right:.1%} right on held-out clips, {seconds:.0f} s")
     # Log-mel features are far from standardised, and so are the embeddings: bring them to order one for what follows.
     embedded = Encoder(method, model["encoder"], audio.shape[1:])(audio[-100:])
     encoder = vggish.rescaled(model["encoder"], 1 / float(embedded.std()))
