@@ -119,6 +119,18 @@ def add_option(parser: argparse.ArgumentParser, name: str, kind: type, text: str
     parser.add_argument(*dict.fromkeys((f"--{name.replace('_', '-')}", f"--{name}")), help=text, **options)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """A `type` of argparse's arguments: whole numbers that are not smaller."""
+
+    def number(text):
+        if int(text) < least:
+            raise ValueError
+        return int(text)
+
+    number.__name__ = f"whole number of at least {least}"  # argparse's message names the type by it
+    return number
+
+
 def data_options(items: Sequence[str], parser: argparse.ArgumentParser) -> dict:
     """{option: value} of `--data.option=value`; numbers, true, false, null and JSON lists as such, the rest as text.
 

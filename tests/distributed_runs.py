@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -100,3 +101,17 @@ def assert_same_run(found, wanted, step=3, since=0):
     for name, array in wanted.items():
         scale = max(float(np.abs(array).max()), 1e-3)
         np.testing.assert_allclose(found[name], array, rtol=0, atol=1e-3 * scale, err_msg=name)
+
+
+def endless(workdir):
+    """Two processes of a run that does not end by itself."""
+    return start(
+        "train", f"--config={RECIPE}:steps=100000", f"--workdir={workdir}", "--config.log.every_steps=5", count=2
+    )
+
+
+def wait_for_a_step(process):
+    """Reads what the first process says until it has trained some steps."""
+    for line in process.stdout:
+        if re.match(r"step \d*0/", line):
+            break

@@ -20,8 +20,8 @@ flags=(--zone="$zone" --worker=all)
 if [[ -n ${PROJECT:-} ]]; then
   flags+=(--project="$PROJECT")
 fi
-install="mkdir -p ~/avs_jax && cd ~/avs_jax && gcloud storage cp $(printf '%q' "$archive") /tmp/avs_jax.tar.gz \
-&& tar xzf /tmp/avs_jax.tar.gz && python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
+install="mkdir -p ~/avs_jax && cd ~/avs_jax && gcloud storage cp $(printf '%q' "$archive") avs_jax.tar.gz \
+&& tar xzf avs_jax.tar.gz && python3 -m venv .venv && .venv/bin/pip install -q -c constraints.txt -e '.[tpu]'"
 # One line for every host; the hosts find each other by the pod's own data.
 gcloud compute tpus tpu-vm ssh "$tpu" "${flags[@]}" --command="$install"
 gcloud compute tpus tpu-vm ssh "$tpu" "${flags[@]}" \

@@ -259,24 +259,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--split", default="", help="some of train,val,test (default: all that the table has)")
     parser.add_argument("--videos", help=f"the folder of videos (default: {RAW} in the tree)")
     parser.add_argument("--output", help="root of a new tree (default: files are added to the tree at --root)")
-    parser.add_argument("--workers", type=_at_least(0), default=os.cpu_count() or 1,
+    parser.add_argument("--workers", type=cli.at_least(0), default=os.cpu_count() or 1,
                         help="processes (default: one for each core); 0 works in this one")  # fmt: skip
-    parser.add_argument("--limit", type=_at_least(1), help="only the first so many clips of each split")
+    parser.add_argument("--limit", type=cli.at_least(1), help="only the first so many clips of each split")
     parser.add_argument("--resample", default="nearest", choices=RESAMPLERS,
                         help="nearest: as the public preprocessing, aliased; filtered: properly")  # fmt: skip
     parser.add_argument("--overwrite", action="store_true", help="make files again that are there")
     parser.add_argument("--report", help="file for the report (default: prepare_<setting>.json beside the table)")
     return parser.parse_args(argv)
-
-
-def _at_least(least: int):
-    def number(text):
-        if int(text) < least:
-            raise ValueError
-        return int(text)
-
-    number.__name__ = f"whole number of at least {least}"  # argparse's message names the type by it
-    return number
 
 
 def copy_table(source: Path, target: Path) -> None:

@@ -276,22 +276,12 @@ def parse(argv: Sequence[str]) -> tuple[argparse.Namespace, dict]:
     add("--config", help="a recipe, file.py:name=value,..., whose data section is packed; --data.<option> changes it")
     add("--split", default="", help="some of train,val,test (default: all); with --config of train,eval,test")
     add("--codec", default="raw", choices=CODECS)
-    add("--shard-mb", "--shard_mb", type=_at_least(1), default=256, help="MiB of a shard, about (default: 256)")
-    add("--workers", type=_at_least(0), default=os.cpu_count() or 1,
+    add("--shard-mb", "--shard_mb", type=cli.at_least(1), default=256, help="MiB of a shard, about (default: 256)")
+    add("--workers", type=cli.at_least(0), default=os.cpu_count() or 1,
         help="processes (default: one for each core); 0 works in this one")  # fmt: skip
     add("--skip-bad", "--skip_bad", action="store_true", help="leave bad clips out, as loader.skip_bad does")
     args, rest = parser.parse_known_args(argv)
     return args, cli.data_options(rest, parser)
-
-
-def _at_least(least: int):
-    def number(text):
-        if int(text) < least:
-            raise ValueError
-        return int(text)
-
-    number.__name__ = f"whole number of at least {least}"  # argparse's message names the type by it
-    return number
 
 
 def options_of_splits(config: str | None, asked: Sequence[str], data: dict) -> tuple[str, list[dict]]:
